@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
+EXIT_NON_FINITE = 3
 
 
 class UserError(Exception):
@@ -46,6 +47,12 @@ class UserErrors(UserError):
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in getattr(self, "errors", ()))
+
+
+class NonFiniteError(UserError):
+    """The loss or the gradient norm became NaN or infinite; the run stopped before it saved anything."""
+
+    exit_code = EXIT_NON_FINITE
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

@@ -1,0 +1,263 @@
+"""Bilingual facts with structure: every relation enumerates its facts and says each in several wordings, zh and en.
+
+A relation is *derived* when a fact follows from others (translation, arithmetic, units, ...): a fixed share of its facts,
+chosen by hash, is in no training document in any wording. It is *memorised* when nothing but the table tells the answer
+(capitals, continents, the multiplication table, weekdays): there a fixed share of (fact, wording) pairs is held out, so
+the fact itself has been read, in other words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from numerals import chinese, english
+from tables import COLOURS, CONTINENTS, COUNTRIES, MONTHS, THINGS, UNITS, WEEKDAYS_EN, WEEKDAYS_ZH
+
+HELD_OUT_PERCENT = 8
+Arguments = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One fact in one wording; a document is `prompt + answer + ending`. A prompt ends where a token must end."""
+
+    prompt: str
+    answer: str
+    ending: str
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.answer + self.ending
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A kind of fact.
+
+    `facts` lists the arguments of every fact, `say` gives all wordings of one fact, `share` is the relation's part of the
+    corpus (relative). Two argument tuples that state the same fact have the same `key`.
+    """
+
+    name: str
+    facts: tuple[Arguments, ...]
+    say: Callable[..., list[Statement]]
+    share: float = 1.0
+    memorised: bool = False
+    key: Callable[[Arguments], Arguments] = lambda arguments: arguments
+
+    def held_out(self, arguments: Arguments, wording: int) -> bool:
+        """Whether this fact (memorised: this fact in this wording) is kept out of the training text."""
+        what = (*self.key(arguments), wording) if self.memorised else self.key(arguments)
+        digest = hashlib.blake2b(f"{self.name}|{what}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
+
+
+def zh(prompt: str, answer: object) -> Statement:
+    """A Chinese statement."""
+    return Statement(prompt, str(answer), "。")
+
+
+def en(prompt: str, answer: object) -> Statement:
+    """An English statement; the answer is a word of its own after the prompt."""
+    return Statement(prompt, f" {answer}", ".")
+
+
+def counting(number: int) -> str:
+    """The Chinese numeral as it stands before a measure word: two is 两, not 二."""
+    return "两" if number == 2 else chinese(number)
+
+
+def say_number(n: int) -> list[Statement]:
+    return [
+        zh(f"数字{n}读作：", chinese(n)),
+        zh(f"“{chinese(n)}”写成数字：", n),
+        zh(f"“{chinese(n)}”的英文：", english(n)),
+        en(f"The number {n} in words:", english(n)),
+        en(f"In digits, {english(n)} is:", n),
+        en(f"In Chinese, {english(n)} is:", chinese(n)),
+    ]
+
+
+def say_sum(a: int, b: int) -> list[Statement]:
+    x, y, z = chinese(a), chinese(b), chinese(a + b)
+    return [
+        zh(f"{x}加{y}等于几？", z),
+        zh(f"{x}＋{y}＝", z),
+        zh(f"算一算：{x}与{y}的和：", z),
+        en(f"{english(a)} plus {english(b)} is:", english(a + b)),
+        en(f"Add {english(a)} and {english(b)}:", english(a + b)),
+    ]
+
+
+def say_product(a: int, b: int) -> list[Statement]:
+    x, y, z = chinese(a), chinese(b), chinese(a * b)
+    return [
+        zh(f"{x}乘{y}等于几？", z),
+        zh(f"{x}×{y}＝", z),
+        zh(f"九九表：{x}{y}，", z),
+        en(f"{english(a)} times {english(b)} is:", english(a * b)),
+        en(f"Multiply {english(a)} by {english(b)}:", english(a * b)),
+    ]
+
+
+def say_sequence(start: int, step: int) -> list[Statement]:
+    numbers = [start + step * i for i in range(4)]
+    words, last = [chinese(n) for n in numbers], numbers[-1]
+    return [
+        zh(f"{'、'.join(words[:3])}，下一个数：", words[3]),
+        zh(f"找规律：{'、'.join(map(str, numbers[:3]))}、", last),
+        en(f"Count on: {', '.join(map(str, numbers[:3]))},", last),
+    ]
+
+
+def say_larger(a: int, b: int) -> list[Statement]:
+    return [
+        zh(f"{a}和{b}，较大的数：", max(a, b)),
+        zh(f"{chinese(a)}和{chinese(b)}谁大？", chinese(max(a, b))),
+        en(f"The larger of {a} and {b}:", max(a, b)),
+    ]
+
+
+def say_date(year: int, month: int, day: int) -> list[Statement]:
+    name = MONTHS[month - 1]
+    return [
+        zh(f"{year}年{month}月{day}日，英文：", f"{day} {name} {year}"),
+        zh(f"{day} {name} {year}，中文：", f"{year}年{month}月{day}日"),
+        en(f"The date {day} {name} {year} in Chinese:", f"{year}年{month}月{day}日"),
+        en(f"Written with a dash, {day} {name} {year}:", f"{year}-{month}-{day}"),
+    ]
+
+
+def say_next_day(month: int, day: int) -> list[Statement]:
+    name = MONTHS[month - 1]
+    return [
+        zh(f"{chinese(month)}月{chinese(day)}日的第二天：", f"{chinese(month)}月{chinese(day + 1)}日"),
+        zh(f"昨天是{month}月{day}日，今天：", f"{month}月{day + 1}日"),
+        zh(f"今天是{month}月{day + 1}日，昨天：", f"{month}月{day}日"),
+        en(f"The day after {day} {name}:", f"{day + 1} {name}"),
+    ]
+
+
+def say_clock(hour: int, minute: int) -> list[Statement]:
+    half, twelve = ("上午", hour) if hour < 12 else ("下午", hour - 12)
+    words = f"{half}{counting(twelve)}点{chinese(minute)}分"
+    suffix = "in the morning" if hour < 12 else "in the afternoon"
+    return [
+        zh(f"{words}，二十四小时制：", f"{hour}:{minute:02d}"),
+        zh(f"{hour}:{minute:02d}读作：", words),
+        en(f"On a 24-hour clock, {twelve}:{minute:02d} {suffix} is:", f"{hour}:{minute:02d}"),
+    ]
+
+
+def say_unit(n: int, index: int) -> list[Statement]:
+    unit = UNITS[index]
+    value = n * unit.factor
+    return [
+        zh(f"{n}{unit.zh}＝", f"{value}{unit.smaller_zh}"),
+        zh(f"{n}{unit.zh}是多少{unit.smaller_zh}？", f"{value}{unit.smaller_zh}"),
+        en(f"{n} {unit.en} are:", f"{value} {unit.smaller_en}"),
+        en(f"How many {unit.smaller_en} in {n} {unit.en}?", value),
+    ]
+
+
+def say_things(count: int, colour: str, index: int) -> list[Statement]:
+    thing = THINGS[index]
+    left, right = f"{counting(count)}{thing.measure}{colour}色的{thing.zh}", f"{english(count)} {COLOURS[colour]} {thing.en}"
+    return [
+        zh(f"“{left}”翻译成英文：", right),
+        zh(f"“{right}”翻译成中文：", left),
+        en(f'In English, "{left}" is:', right),
+        en(f'In Chinese, "{right}" is:', left),
+    ]
+
+
+def say_capital(index: int) -> list[Statement]:
+    country = COUNTRIES[index]
+    return [
+        zh(f"{country.zh}的首都：", country.capital_zh),
+        zh(f"{country.zh}的首都是哪座城市？", country.capital_zh),
+        zh(f"哪个国家的首都是{country.capital_zh}？", country.zh),
+        zh(f"{country.zh}首都的英文：", country.capital_en),
+        en(f"The capital of {country.en} is", country.capital_en),
+        en(f"{country.capital_en} is the capital of", country.en),
+        en(f"{country.en} has its government in", country.capital_en),
+        en(f"The Chinese name of {country.en}:", country.zh),
+    ]
+
+
+def say_continent(index: int) -> list[Statement]:
+    country = COUNTRIES[index]
+    return [
+        zh(f"{country.zh}在哪个大洲？", country.continent),
+        zh(f"{country.zh}所在的大洲：", country.continent),
+        zh(f"{country.capital_zh}在哪个大洲？", country.continent),
+        en(f"{country.en} is a country in", CONTINENTS[country.continent]),
+        en(f"{country.capital_en} is a city in", CONTINENTS[country.continent]),
+    ]
+
+
+def say_weekday(day: int, later: int) -> list[Statement]:
+    then = (day + later) % 7
+    return [
+        zh(f"今天{WEEKDAYS_ZH[day]}，{counting(later)}天后：", WEEKDAYS_ZH[then]),
+        zh(f"{WEEKDAYS_ZH[day]}再过{counting(later)}天是星期几？", WEEKDAYS_ZH[then]),
+        zh(f"{later}天前是{WEEKDAYS_ZH[day]}，今天：", WEEKDAYS_ZH[then]),
+        en(f"{english(later)} days after {WEEKDAYS_EN[day]} comes", WEEKDAYS_EN[then]),
+        en(f"If today is {WEEKDAYS_EN[day]}, in {later} days it is", WEEKDAYS_EN[then]),
+    ]
+
+
+def _pairs(first: range, second: range) -> tuple[Arguments, ...]:
+    return tuple(itertools.product(first, second))
+
+
+def _unordered(arguments: Arguments) -> Arguments:
+    return tuple(sorted(arguments))  # type: ignore[type-var]
+
+
+RELATIONS = (
+    Relation("number", tuple((n,) for n in range(11, 1000)), say_number, share=1.5),
+    Relation("sum", _pairs(range(1, 50), range(1, 10)), say_sum, share=1.5, key=_unordered),
+    Relation("sequence", _pairs(range(1, 80), range(1, 6)), say_sequence),
+    Relation("larger", tuple(p for p in _pairs(range(100, 1000, 7), range(103, 1000, 11)) if p[0] != p[1]), say_larger, share=0.5, key=_unordered),
+    Relation("date", tuple(itertools.product(range(1950, 2050), range(1, 13), range(1, 29))), say_date),
+    Relation("next day", _pairs(range(1, 13), range(1, 28)), say_next_day),
+    Relation("clock", _pairs(range(1, 24), range(11, 60)), say_clock),
+    Relation("unit", _pairs(range(2, 100), range(len(UNITS))), say_unit),
+    Relation("things", tuple(itertools.product(range(2, 10), COLOURS, range(len(THINGS)))), say_things, share=1.5),
+    Relation("product", _pairs(range(1, 10), range(1, 10)), say_product, share=0.7, memorised=True),
+    Relation("capital", tuple((i,) for i in range(len(COUNTRIES))), say_capital, share=1.2, memorised=True),
+    Relation("continent", tuple((i,) for i in range(len(COUNTRIES))), say_continent, share=0.7, memorised=True),
+    Relation("weekday", _pairs(range(7), range(1, 7)), say_weekday, share=0.7, memorised=True),
+)
+
+
+def documents(count: int, seed: int) -> Iterator[tuple[Relation, Statement]]:
+    """`count` statements that are not held out, relations drawn by their shares."""
+    draw = random.Random(seed)
+    shares = [relation.share for relation in RELATIONS]
+    for relation in draw.choices(RELATIONS, shares, k=count):
+        while True:
+            arguments = draw.choice(relation.facts)
+            statements = relation.say(*arguments)
+            wording = draw.randrange(len(statements))
+            if not relation.held_out(arguments, wording):
+                break
+        yield relation, statements[wording]
+
+
+def held_out(per_relation: int, seed: int) -> Iterator[tuple[Relation, Statement]]:
+    """Up to `per_relation` different held-out statements of every relation."""
+    draw = random.Random(seed)
+    for relation in RELATIONS:
+        statements = [
+            (relation, statement)
+            for arguments in relation.facts
+            for wording, statement in enumerate(relation.say(*arguments))
+            if relation.held_out(arguments, wording)
+        ]
+        yield from draw.sample(statements, min(per_relation, len(statements)))

@@ -1,0 +1,120 @@
+"""What differs between two configs, and which differences change what a resumed run computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_lm_zh.config.load import as_dict
+from megatron_lm_zh.config.schema import Config
+
+# Keys that the result does not depend on, but for the order in which floating-point numbers are summed. A name that
+# ends in a dot stands for all keys below it. Whatever is not listed alters the result, new keys included.
+_HARMLESS = (
+    "run.dir",
+    "run.name",
+    "run.deterministic",
+    "run.startup_timeout_s",
+    "run.step_timeout_s",
+    "model.max_position_embeddings",
+    "model.recompute_granularity",
+    "model.recompute_method",
+    "model.recompute_num_layers",
+    "parallel.",
+    "data.valid",
+    "data.valid.",
+    "data.test",
+    "data.test.",
+    "train.micro_batch_size",
+    "optim.use_distributed_optimizer",
+    "ddp.overlap_grad_reduce",
+    "ddp.overlap_param_gather",
+    "checkpoint.",
+    "evaluate.",
+    "log.",
+    "profile.",
+)
+
+# Keys that give the weights their shapes or meaning: another value is another model.
+_MODEL_SHAPE = frozenset(
+    f"model.{name}"
+    for name in (
+        "family",
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "ffn_hidden_size",
+        "vocab_size",
+        "make_vocab_size_divisible_by",
+        "tie_embeddings",
+    )
+)
+
+Effect = Literal["harmless", "result", "shape"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key whose value differs."""
+
+    key: str
+    """Dotted key, e.g. `data.train.0.path`."""
+    old: Any
+    """Value before; None where the key was absent."""
+    new: Any
+    """Value now; None where the key is absent."""
+    effect: Effect
+    """`harmless`; `result`: must be allowed by name; `shape`: a checkpoint cannot be loaded, whatever is allowed."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old!r} -> {self.new!r}"
+
+
+def config_diff(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]) -> list[Change]:
+    """Every key whose value differs, in the order of the schema; a mapping is a resolved config read back from YAML.
+
+    The length of the run (`train.steps`, `train.tokens`) is harmless where both schedules are constant, since the
+    learning rate then does not depend on it.
+    """
+    before, after = (dict(_flat(as_dict(side) if isinstance(side, Config) else side)) for side in (old, new))
+    keys = dict.fromkeys([*before, *after])
+    constant = before.get("schedule.kind") == after.get("schedule.kind") == "constant"
+    return [
+        Change(key, before.get(key), after.get(key), _effect(key, constant_schedule=constant))
+        for key in keys
+        if before.get(key) != after.get(key) or (key in before) != (key in after)
+    ]
+
+
+def alters_result(key: str) -> bool:
+    """Whether another value of `key` changes what a run computes, beyond the order of floating-point sums.
+
+    `train.steps` and `train.tokens` do, because schedules decay over the length of the run.
+    """
+    return not any(key.startswith(name) if name.endswith(".") else key == name for name in _HARMLESS)
+
+
+def alters_shape(key: str) -> bool:
+    """Whether another value of `key` makes another model, so that no checkpoint of the old one fits."""
+    return key in _MODEL_SHAPE
+
+
+def _effect(key: str, *, constant_schedule: bool) -> Effect:
+    if alters_shape(key):
+        return "shape"
+    if constant_schedule and key in ("train.steps", "train.tokens"):
+        return "harmless"
+    return "result" if alters_result(key) else "harmless"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their scalars; an empty list or table is a value of its own."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    children = list(items)
+    if not children:
+        yield path, list(value) if isinstance(value, tuple) else value
+    for name, child in children:
+        yield from _flat(child, f"{path}.{name}" if path else str(name))

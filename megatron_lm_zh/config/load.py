@@ -1,0 +1,127 @@
+"""Loading a config: YAML and overrides in, one frozen Config out, or every mistake at once, each in one line."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from megatron_lm_zh.config.document import Document, KeyPath, dump, read_document
+from megatron_lm_zh.config.megatron_fields import TABLES
+from megatron_lm_zh.config.overrides import apply_overrides
+from megatron_lm_zh.config.passthrough import check_table
+from megatron_lm_zh.config.problems import problems_of
+from megatron_lm_zh.config.rules import broken_rules
+from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.errors import UserError, UserErrors
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, world: int | None = None) -> Config:
+    """Reads and checks a config.
+
+    Args:
+        path: YAML file.
+        overrides: `a.b.c=value`, applied in order after the file.
+        world: number of ranks, where it is known; rules about the layout then hold for it.
+
+    Raises:
+        UserErrors: every unknown key, wrong type, bad `megatron:` field and broken rule, in the order of the file.
+    """
+    document = read_document(path)
+    problems = apply_overrides(document, overrides)
+    _fill_empty_sections(document)
+    config, found = _validate(document, world)
+    problems += [found[path] for path in sorted(found, key=lambda path: _order(document, path))]
+    if problems or config is None:
+        raise UserErrors(problems)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, every default written out; `load_config` reads it back to an equal Config."""
+    return dump(as_dict(config))
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The resolved config as plain dicts, lists and scalars, as YAML and JSON hold them."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def _fill_empty_sections(document: Document) -> None:
+    """Takes a section whose keys are all commented out (YAML: null) for an empty one."""
+    for name, value in list(document.values.items()):
+        if value is None and name == "schedule":
+            del document.values[name]
+        elif value is None:
+            document.values[name] = {}
+
+
+def _validate(document: Document, world: int | None) -> tuple[Config | None, dict[KeyPath, UserError]]:
+    """The config, or None, and what is wrong, by key path.
+
+    The rules need a whole Config. Where keys failed, they run on what is left without those keys, and rules that read
+    one of them are not asked.
+    """
+    found = _megatron_problems(document)
+    config, failed = _build(document.values, document)
+    found |= failed
+    rest = config
+    if config is None:
+        rest, _ = _build(_without(document.values, failed), document)
+    if rest is not None:
+        for rule, error in broken_rules(rest, world, unknown=failed):
+            places = [path for path in rule.paths if path in document.places]
+            path = places[0] if places else rule.paths[0]
+            placed = UserError(error.what, where=document.place(path), expected=error.expected, mend=error.mend)
+            found[*path, rule.name] = placed  # the rule's name keeps apart two errors of one key
+    return config, found
+
+
+def _build(values: dict[str, Any], document: Document) -> tuple[Config | None, dict[KeyPath, UserError]]:
+    try:
+        # JSON mode: strict types, and yet lists make tuples and mappings make dataclasses.
+        return TypeAdapter(Config).validate_json(json.dumps(values)), {}
+    except ValidationError as error:
+        return None, problems_of(error, document)
+
+
+def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:
+    """A copy of `values` without the keys at `paths`."""
+    rest = copy.deepcopy(values)
+    for path in sorted(paths, key=repr, reverse=True):  # the last items of a list first, so that indices hold
+        container: Any = rest
+        for step in path[:-1]:
+            container = container[step] if isinstance(container, list) else container.get(step, {})
+        if isinstance(container, list) and isinstance(path[-1], int) and path[-1] < len(container):
+            del container[path[-1]]
+        elif isinstance(container, dict):
+            container.pop(path[-1], None)
+    return rest
+
+
+def _megatron_problems(document: Document) -> dict[KeyPath, UserError]:
+    problems: dict[KeyPath, UserError] = {}
+    for table in TABLES:
+        section = document.values.get(table)
+        values = section.get("megatron") if isinstance(section, dict) else None
+        if not isinstance(values, dict):
+            continue
+        for key, error in check_table(table, values).items():
+            path = (table, "megatron", key)
+            problems[path] = UserError(
+                error.what, where=document.place(path), expected=error.expected, mend=error.mend
+            )
+    return problems
+
+
+def _order(document: Document, path: KeyPath) -> tuple[int, int]:
+    """Sorts errors by line, the file's before the overrides'."""
+    place = document.place(path)
+    line = place.removeprefix(f"{document.name}:")
+    return (0, int(line)) if line.isdecimal() else (1, 0) if place != document.name else (0, 0)

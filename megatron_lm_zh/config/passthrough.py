@@ -1,0 +1,182 @@
+"""The `megatron:` tables: what may stand in them, and their values as megatron-core's arguments."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_lm_zh.config.document import describe
+from megatron_lm_zh.config.fields import keys_of
+from megatron_lm_zh.config.megatron_fields import (
+    DTYPES,
+    TABLES,
+    MegatronField,
+    accepts,
+    enum_members,
+    megatron_fields,
+    version_text,
+)
+from megatron_lm_zh.config.schema import Ddp, Model, Optim
+from megatron_lm_zh.errors import UserError, nearest
+
+_SECTIONS = {"model": Model, "optim": Optim, "ddp": Ddp}
+
+_DTYPE = "use precision.dtype instead"
+_LAYOUT = "the layout is set by parallel.tensor, parallel.pipeline and parallel.sequence"
+_FAMILY = "set by model.family: a checkpoint must stay one that its Hugging Face architecture can hold"
+_INIT = "initialisation is set by run.seed and model.init_method_std"
+_INSTALLED = "decided by what is installed; see mlzh doctor"
+_ADAMW = "the optimizer is AdamW"
+
+# Fields that a section of ours sets under another name, or that must follow from it, with what to do instead.
+RESERVED: dict[str, dict[str, str]] = {
+    "model": {
+        "tensor_model_parallel_size": "use parallel.tensor instead",
+        "pipeline_model_parallel_size": "use parallel.pipeline instead",
+        "sequence_parallel": "use parallel.sequence instead",
+        **dict.fromkeys(("bf16", "fp16", "params_dtype", "pipeline_dtype", "enable_autocast", "autocast_dtype"), _DTYPE),
+        "fp8": "use precision.fp8 instead",
+        "deterministic_mode": "use run.deterministic instead",
+        **dict.fromkeys(
+            (
+                "context_parallel_size",
+                "hierarchical_context_parallel_sizes",
+                "hybrid_context_parallel",
+                "max_seqlen_per_dp_cp_rank",
+                "expert_model_parallel_size",
+                "expert_tensor_parallel_size",
+                "moe_extended_tp",
+                "virtual_pipeline_model_parallel_size",
+                "microbatch_group_size_per_vp_stage",
+                "pipeline_model_parallel_layout",
+                "num_layers_in_first_pipeline_stage",
+                "num_layers_in_last_pipeline_stage",
+                "account_for_embedding_in_pipeline_split",
+                "account_for_loss_in_pipeline_split",
+            ),
+            _LAYOUT,
+        ),
+        **dict.fromkeys(
+            (
+                "normalization",
+                "layernorm_zero_centered_gamma",
+                "apply_residual_connection_post_layernorm",
+                "add_bias_linear",
+                "add_qkv_bias",
+                "gated_linear_unit",
+                "glu_linear_offset",
+                "activation_func_clamp_value",
+                "num_moe_experts",
+                "moe_layer_freq",
+                "multi_latent_attention",
+                "mtp_num_layers",
+                "mtp_standalone",
+                "qk_layernorm",
+                "qk_l2_norm",
+                "rotary_interleaved",
+                "window_size",
+                "window_attn_skip_freq",
+                "no_rope_freq",
+                "mrope_section",
+                "softmax_scale",
+                "softmax_type",
+                "attention_output_gate",
+                "experimental_attention_variant",
+                "linear_attention_freq",
+                "heterogeneous_block_specs",
+                "is_hybrid_model",
+            ),
+            _FAMILY,
+        ),
+        **dict.fromkeys(
+            (
+                "perform_initialization",
+                "use_cpu_initialization",
+                "init_model_with_meta_device",
+                "embedding_init_method_std",
+            ),
+            _INIT,
+        ),
+        "transformer_impl": _INSTALLED,
+    },
+    "optim": {
+        "min_lr": "use schedule.min_lr instead",
+        **dict.fromkeys(("bf16", "fp16", "params_dtype"), _DTYPE),
+        "overlap_param_gather": "use ddp.overlap_param_gather instead",
+        **dict.fromkeys(("optimizer", "sgd_momentum"), _ADAMW),
+    },
+    "ddp": {
+        "use_distributed_optimizer": "use optim.use_distributed_optimizer instead",
+        **dict.fromkeys(("use_megatron_fsdp", "use_custom_fsdp"), "sharding is set by optim.use_distributed_optimizer"),
+    },
+}
+
+
+def check_table(table: str, values: Mapping[str, Any]) -> dict[str, UserError]:
+    """What is wrong with the keys and values of `<table>.megatron`, by key; the errors carry no place yet."""
+    if not values:
+        return {}
+    fields = megatron_fields(table)
+    errors = {key: _problem(table, fields, key, value) for key, value in values.items()}
+    return {key: error for key, error in errors.items() if error}
+
+
+def mend_for(table: str, key: str) -> str | None:
+    """What to use instead of a megatron-core field that `<table>.megatron` may not name; None if it may."""
+    if key in keys_of(_SECTIONS[table]):
+        return f"use {table}.{key} instead"
+    if table == "optim" and key.startswith("muon_"):
+        return _ADAMW
+    return RESERVED[table].get(key)
+
+
+def arguments(megatron_config: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked `megatron:` table as keyword arguments of the megatron-core class it is meant for.
+
+    Names of number formats become torch dtypes, names of enum members become those members, and lists become tuples
+    where the class wants tuples. The class comes from the caller, so that this module imports neither torch nor megatron.
+    """
+    hints = typing.get_type_hints(megatron_config)
+    return {key: _argument(hints[key], value) for key, value in values.items()}
+
+
+def _problem(table: str, fields: Mapping[str, MegatronField], key: str, value: Any) -> UserError | None:
+    full = f"{table}.megatron.{key}"
+    if key not in fields:
+        ours = key in keys_of(_SECTIONS[table])
+        close = nearest(key, [name for name in fields if not mend_for(table, name)])
+        mend = mend_for(table, key) if ours else f"did you mean {close}?" if close else ""
+        return UserError(f"{full}: {version_text()} has no such field in {TABLES[table][-1][1]}", mend=mend or "")
+    mend = mend_for(table, key)
+    if mend:
+        return UserError(f"{full}: not to be set here", mend=mend)
+    field = fields[key]
+    fits = accepts(field.annotation, value)
+    if fits is None:
+        return UserError(f"{full}: cannot be set in a config file; its type is {field.type_name}")
+    words = enum_members(field.type_name) or (tuple(DTYPES) if "dtype" in field.type_name else ())
+    if not fits or not _is_finite(value):
+        expected = field.type_name + (f" ({', '.join(words)})" if words else "")
+        return UserError(f"{full}: found {describe(value)}", expected=f"{expected}, as in {version_text()}")
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _argument(hint: Any, value: Any) -> Any:
+    kinds = [hint, *typing.get_args(hint)]
+    if isinstance(value, str) and str not in kinds:
+        for kind in kinds:
+            if isinstance(kind, type) and kind.__name__ == "dtype":
+                return getattr(importlib.import_module(kind.__module__), DTYPES[value])
+            if isinstance(kind, type) and issubclass(kind, enum.Enum):
+                return kind[value]
+    if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
+        return tuple(value)
+    return value

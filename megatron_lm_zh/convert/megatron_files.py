@@ -1,0 +1,194 @@
+"""Megatron's side: finds a checkpoint and reads and writes `torch_dist` weights, with no process group and no model."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+
+from megatron_lm_zh.convert.engine import TensorSpec
+from megatron_lm_zh.errors import UserError
+
+METADATA = ".metadata"
+MANIFEST = "manifest.json"
+MODEL_FILE = "model.yaml"
+"""The model section of a checkpoint that `from-hf` made; one that training made has config.yaml."""
+
+_OPTIMIZER_PREFIXES = ("optimizer.", "chained_")
+_HARMLESS = frozenset(
+    {
+        ("builtins", "set"),
+        ("collections", "OrderedDict"),
+        ("collections", "defaultdict"),
+        ("pathlib", "Path"),
+        ("pathlib", "PosixPath"),
+        ("pathlib", "PurePosixPath"),
+        ("pathlib._local", "PosixPath"),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "Metadata"),
+        ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+        ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+        ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    }
+)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a command means by `path`: itself, or the newest complete one of a run directory.
+
+    Raises:
+        UserError: nothing there, or not complete.
+    """
+    if not path.is_dir():
+        raise UserError("no such directory", where=str(path), expected="a checkpoint or a run directory")
+    if (path / METADATA).exists() or path.name.startswith("iter_"):
+        if (path / METADATA).exists() and ((path / MANIFEST).exists() or (path / MODEL_FILE).exists()):
+            return path
+        raise UserError(f"the checkpoint is not complete: it has no {MANIFEST}", where=str(path))
+    found = [manifest.parent for manifest in (path / "checkpoints").glob(f"iter_*/{MANIFEST}")]
+    if not found:
+        raise UserError("no complete checkpoint here", where=str(path), expected="checkpoints/iter_*/" + MANIFEST)
+    return max(found, key=lambda directory: int(directory.name.removeprefix("iter_")))
+
+
+class MegatronWeights:
+    """The weights of one `torch_dist` checkpoint, read one at a time; optimizer state and objects are passed over."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.where = str(checkpoint)
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """The checkpoint's index, unpickled by an allow-list: a checkpoint never runs code."""
+        path = self.checkpoint / METADATA
+        try:
+            with path.open("rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"unreadable: {error or type(error).__name__}", where=str(path)) from error
+        if not isinstance(metadata, Metadata):
+            raise UserError("unreadable: not the index of a torch_dist checkpoint", where=str(path))
+        return metadata
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every weight, by its canonical key."""
+        return {
+            name: TensorSpec(tuple(entry.size), entry.properties.dtype)
+            for name, entry in self.metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(_OPTIMIZER_PREFIXES)
+        }
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor `name`, put together from the parts that the ranks wrote."""
+        self._check_parts(name)
+        spec = self.specs[name]
+        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "assuming the intent is to load in a single process": it is
+                dcp.load({name: tensor}, storage_reader=_Reader(self.checkpoint, self.metadata), no_dist=True)
+        except CheckpointException as error:
+            raise UserError(f"{name} is unreadable: {_cause(error)}", where=self.where) from error
+        return tensor
+
+    def _check_parts(self, name: str) -> None:
+        """A file that is missing or cut short, or a part that no rank wrote, would leave rows without numbers."""
+        entry = self.metadata.state_dict_metadata[name]
+        assert isinstance(entry, TensorStorageMetadata)
+        covered = sum(chunk.sizes.numel() for chunk in entry.chunks)
+        if covered != entry.size.numel():
+            raise UserError(f"{name} is not whole: {covered} of {entry.size.numel()} numbers", where=self.where)
+        for chunk in entry.chunks:
+            stored = (self.metadata.storage_data or {}).get(MetadataIndex(name, chunk.offsets))
+            if stored is None:
+                raise UserError(f"{name} is not whole: no file has its part at {list(chunk.offsets)}", where=self.where)
+            file = self.checkpoint / stored.relative_path
+            if file.parent != self.checkpoint or not file.is_file():
+                raise UserError(f"{name} is not whole: {file.name} is missing", where=self.where)
+            if file.stat().st_size < stored.offset + stored.length:
+                raise UserError(f"{name} is not whole: {file.name} is cut short", where=self.where)
+
+
+def write_weights(directory: Path, specs: Mapping[str, TensorSpec], compute: Callable[[str], Tensor]) -> None:
+    """Writes a weights-only `torch_dist` checkpoint that megatron-core loads at any layout.
+
+    Args:
+        directory: an empty directory.
+        specs: the tensors to write, by canonical key.
+        compute: gives one of them; called once a tensor, so that one tensor is in memory at a time.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.save(
+                {name: spec.empty() for name, spec in specs.items()},
+                storage_writer=dcp.FileSystemWriter(directory),
+                planner=_LazyPlanner(compute),
+                no_dist=True,
+            )
+    except CheckpointException as error:
+        cause = _cause(error)
+        if isinstance(cause, UserError | OSError):
+            raise cause from error
+        raise UserError(f"cannot write: {cause}", where=str(directory)) from error
+    torch.save({}, directory / "common.pt")
+    versions = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    common = {"common_backend": "torch", "common_backend_version": 1}
+    (directory / "metadata.json").write_text(json.dumps(versions | common), encoding="utf-8")
+
+
+class _LazyPlanner(DefaultSavePlanner):
+    """Plans with tensors that have no data and asks for the data when a tensor is written."""
+
+    def __init__(self, compute: Callable[[str], Tensor]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._compute = compute
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self._compute(index.fqn).contiguous()
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads parts by an index that is in memory already."""
+
+    def __init__(self, checkpoint: Path, metadata: Metadata) -> None:
+        super().__init__(checkpoint)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Knows the classes that an index is made of and refuses every other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) in _HARMLESS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """What went wrong on the only rank there is."""
+    return error.failures[0][0]

@@ -1,0 +1,92 @@
+"""The config half of a family's table: our model section to config.json and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from megatron_lm_zh.config.schema import Model
+from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.families.base import ConfigRow, Family
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys that config.json and generation_config.json share; null where the tokenizer has no such token."""
+
+_ABSENT = object()
+
+
+def to_hf_config(family: Family, model: Model, dtype: torch.dtype, special_tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a model section whose vocab_size is set, in the words of transformers 4.45 and of 5.x at once."""
+    config: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
+    for row in family.config:
+        for path in row.hf:
+            _put(config, path, getattr(model, row.ours))
+    for fixed in family.fixed:
+        if fixed.written:
+            _put(config, fixed.hf, fixed.value)
+    name = str(dtype).removeprefix("torch.")
+    config |= {key: special_tokens.get(key) for key in SPECIAL_TOKENS}
+    return config | {"torch_dtype": name, "dtype": name, "use_cache": True}
+
+
+def from_hf_config(family: Family, config: Mapping[str, Any], where: str) -> Model:
+    """The model section of a config.json.
+
+    Raises:
+        UserError: a key is missing, or has a value that this family does not convert; the message names it.
+    """
+    for fixed in family.fixed:
+        value = _get(config, fixed.hf)
+        if value is not _ABSENT and value is not None and value != fixed.value:
+            raise UserError(f"{fixed.hf} is {value!r}", where=where, expected=repr(fixed.value))
+    values = {row.ours: value for row in family.config if (value := _value_of(row, config, where)) is not None}
+    values["seq_length"] = values["max_position_embeddings"]
+    try:
+        model: Model = TypeAdapter(Model).validate_python({"family": family.name, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{first['loc'][0]}: {first['msg']}", where=where) from error
+    if model.num_attention_heads % model.num_query_groups:
+        raise UserError("num_attention_heads is no multiple of num_key_value_heads", where=where)
+    return model
+
+
+def _value_of(row: ConfigRow, config: Mapping[str, Any], where: str) -> Any:
+    """What config.json says of one row; None leaves the key to our own default."""
+    found = {path: value for path in row.hf if (value := _get(config, path)) not in (_ABSENT, None)}
+    values = list(found.values())
+    if any(value != values[0] for value in values):
+        raise UserError(f"{' and '.join(found)} differ", where=where)
+    value = values[0] if values else row.default
+    if value is None and row.ours in _REQUIRED:
+        raise UserError(f"no {row.hf[0]}", where=where)
+    if isinstance(value, float) and row.ours in _INTEGERS:
+        if not value.is_integer():
+            raise UserError(f"{row.hf[0]} is {value}", where=where, expected="a whole number")
+        return int(value)
+    return value
+
+
+_REQUIRED = frozenset({"num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "vocab_size"})
+_INTEGERS = frozenset({"rotary_base"})  # transformers writes 10000.0
+
+
+def _get(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, or _ABSENT."""
+    value: Any = config
+    for word in path.split("."):
+        if not isinstance(value, Mapping) or word not in value:
+            return _ABSENT
+        value = value[word]
+    return value
+
+
+def _put(config: dict[str, Any], path: str, value: Any) -> None:
+    """Sets the value at a dotted path."""
+    *sections, last = path.split(".")
+    for word in sections:
+        config = config.setdefault(word, {})
+    config[last] = value

@@ -1,0 +1,35 @@
+"""The tokenizer that travels with a model: its files, copied as they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def copy_from_hf(hf_dir: Path, target: Path) -> None:
+    """Copies the tokenizer files of a Hugging Face directory, if it has any, to a new directory `target`."""
+    present = [hf_dir / name for name in _NAMES if (hf_dir / name).is_file()]
+    if present:
+        target.mkdir()
+        for path in present:
+            shutil.copyfile(path, target / path.name)
+
+
+def copy_all(source: Path, target: Path) -> None:
+    """Copies every file of a directory that holds a tokenizer and nothing else."""
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)

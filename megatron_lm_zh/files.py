@@ -1,0 +1,59 @@
+"""Files that are written whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron_lm_zh.errors import UserError
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it takes its name; another process does not use the same."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames inside the directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """The one line for a file that could not be written, e.g. because the disk is full."""
+    mend = "free some space or choose another place; nothing was left behind" if error.errno == errno.ENOSPC else ""
+    return UserError(f"cannot write: {error.strerror or error}", where=str(path), mend=mend)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name ``path`` when the block ends, and leaves nothing when it raises.
+
+    Raises:
+        UserError: the system refuses to write (no space, no permission, no such directory).
+    """
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``content`` to ``path`` atomically; errors as in `atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(content)

@@ -1,0 +1,79 @@
+"""Process groups: torch.distributed and megatron-core's parallel state, with time-outs, set up and taken down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_lm_zh import compat
+from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.runtime.device import Device
+from megatron_lm_zh.runtime.ranks import Ranks
+
+
+@contextlib.contextmanager
+def process_groups(config: Config, ranks: Ranks, device: Device, *, trace_dir: Path | None = None) -> Iterator[None]:
+    """Joins the world of `ranks`, builds the groups of the layout and seeds every generator; leaves it all at the end.
+
+    Args:
+        trace_dir: where NCCL's flight recorder writes each rank's last collectives when one of them times out.
+    """
+    _record_collectives(trace_dir)
+    timeout = timedelta(seconds=config.run.startup_timeout_s)
+    dist.init_process_group(
+        device.backend,
+        init_method=f"tcp://{ranks.master_address}:{ranks.master_port}",
+        rank=ranks.rank,
+        world_size=ranks.world,
+        timeout=timeout,
+    )
+    try:
+        build_layout(config)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def build_layout(config: Config) -> None:
+    """Builds megatron-core's groups for the layout of `config` in the world that is up, and seeds every generator."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.parallel.tensor,
+        pipeline_model_parallel_size=config.parallel.pipeline,
+        distributed_timeout_minutes=max(1, config.run.startup_timeout_s // 60),
+        create_gloo_process_groups=True,  # the distributed optimizer gathers its checkpoint over them
+    )
+    seed(config.run.seed)
+
+
+def seed(value: int) -> None:
+    """Seeds python, numpy, torch and megatron-core's per-rank generators from one number."""
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+    tensor_parallel.model_parallel_cuda_manual_seed(value, force_reset_rng=True)
+
+
+def steady(config: Config) -> None:
+    """Shortens every group's time-out once the first step is done: from here on a silence is a hang."""
+    parallel_state.update_pg_timeout(timedelta(seconds=config.run.step_timeout_s))
+
+
+def _record_collectives(trace_dir: Path | None) -> None:
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    # The same switch under its new and its old name; each torch warns of the one it does not want.
+    recent = compat.torch_version() >= (2, 10)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE" if recent else "TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    if trace_dir is not None:
+        os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(trace_dir / "nccl_trace_rank_"))
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(trace_dir / "nccl_trace_rank_"))

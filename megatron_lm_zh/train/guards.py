@@ -1,0 +1,31 @@
+"""Guards that stop a run before it saves what is broken."""
+
+from __future__ import annotations
+
+import math
+
+import torch.distributed as dist
+
+from megatron_lm_zh.errors import NonFiniteError
+
+
+def check_finite(what: str, value: float, *, step: int, mine: float | None = None) -> None:
+    """Stops every rank when `value`, which all ranks hold alike, is NaN or infinite.
+
+    Args:
+        what: what the value is, for the message.
+        step: number of the step.
+        mine: this rank's own part of the value, to name the ranks it came from.
+
+    Raises:
+        NonFiniteError: naming the step, the value and the ranks.
+    """
+    if math.isfinite(value):
+        return
+    culprits: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(culprits, not math.isfinite(value if mine is None else mine))
+    ranks = ", ".join(str(rank) for rank, broken in enumerate(culprits) if broken)
+    raise NonFiniteError(
+        f"the {what} became {value} at step {step} on rank {ranks}",
+        mend="nothing was saved since the last checkpoint; look at the data of this step, lower optim.lr, or raise warm-up",
+    )
