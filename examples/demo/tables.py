@@ -90,14 +90,14 @@ THINGS = tuple(
 树|棵|trees
 车|辆|cars
 船|艘|boats
-纸|张|sheets of paper
+地图|张|maps
 椅子|把|chairs
 桌子|张|tables
 杯子|个|cups
 苹果|个|apples
 衬衫|件|shirts
 帽子|顶|hats
-鞋|双|pairs of shoes
+箱子|只|boxes
 伞|把|umbrellas
 灯|盏|lamps
 笔|支|pens
@@ -105,11 +105,9 @@ THINGS = tuple(
 房子|座|houses""".splitlines()
 )
 
-COLOURS = {"红": "red", "蓝": "blue", "绿": "green", "黄": "yellow", "白": "white", "黑": "black", "灰": "grey", "紫": "purple"}
+COLOURS = dict(zip("红蓝绿黄白黑灰紫", "red blue green yellow white black grey purple".split(), strict=True))
 
-MONTHS = (
-    "January February March April May June July August September October November December".split()
-)
+MONTHS = "January February March April May June July August September October November December".split()
 
 WEEKDAYS_ZH = tuple("星期" + day for day in "一二三四五六日")
 WEEKDAYS_EN = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
@@ -123,6 +121,5 @@ UNITS = (
     Unit("升", "litres", 1000, "毫升", "millilitres"),
     Unit("元", "yuan", 10, "角", "jiao"),
     Unit("角", "jiao", 10, "分", "fen"),
-    Unit("公顷", "hectares", 10000, "平方米", "square metres"),
     Unit("世纪", "centuries", 100, "年", "years"),
 )

@@ -27,12 +27,15 @@ export NVTE_BWD_LAYERNORM_SM_MARGIN=${NVTE_BWD_LAYERNORM_SM_MARGIN:-16}
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 # Compiled kernels go to the node's own disk: hundreds of ranks that lock one shared directory stall its metadata server.
 cache=${TMPDIR:-/tmp}/mlzh-cache-$UID
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$cache/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$cache/triton}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
 export PYTHONUNBUFFERED=1 # the last words of a rank that is killed reach the log
 
-launch=(srun --nodes="$NODES" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$cpus" --mpi=none --label --kill-on-bad-exit=1)
-[[ -n ${SLURM_GPUS_ON_NODE:-} ]] && launch+=(--gpus-per-node="$GPUS_PER_NODE" --gpu-bind=none) # NVLink peers must be seen
+launch=(srun --nodes="$NODES" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$cpus" --mpi=none --label)
+launch+=(--kill-on-bad-exit=1)
+# Asked for a node, not a task, so that each rank sees its NVLink peers; refused where Slurm knows no GPUs.
+[[ -n ${SLURM_GPUS_ON_NODE:-} ]] && launch+=(--gpus-per-node="$GPUS_PER_NODE")
 case ${CONTAINER:-} in
 "") ;;
 *.sif) launch+=(apptainer exec --nv --bind "$PWD" --pwd "$PWD" "$CONTAINER") ;;

@@ -18,7 +18,9 @@ KeyPath = tuple[str | int, ...]
 # The core schema of YAML 1.2 (https://yaml.org/spec/1.2.2, 10.3.2), plus `_` between digits. PyYAML itself follows 1.1,
 # where 3e-4 is text and `no` is false.
 _INT = r"[-+]?[0-9]+(?:_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+"
-_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+_FLOAT = (
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
 _DEEPEST = 20
 _TAG = "tag:yaml.org,2002:"
 _CORE_SCHEMA = (
@@ -27,6 +29,7 @@ _CORE_SCHEMA = (
     ("int", re.compile(rf"^(?:{_INT})$"), list("-+0123456789")),
     ("float", re.compile(rf"^(?:{_FLOAT})$"), list("-+.0123456789")),
 )
+_TAGS = frozenset(_TAG + kind for kind in ("map", "seq", "str", "null", "bool", "int", "float"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -129,6 +132,9 @@ def _value(
     if len(path) > _DEEPEST:  # an alias inside its own anchor has no end
         problems.append(UserError(f"{dotted(path[:3])}...: nested more than {_DEEPEST} deep", where=name))
         return None
+    if node is not None and node.tag not in _TAGS:
+        problems.append(UserError(f"unknown YAML tag {node.tag}", where=f"{name}:{node.start_mark.line + 1}"))
+        return None
     match node:
         case None:
             return None
@@ -186,7 +192,6 @@ def _scalar(node: yaml.Node, name: str, problems: list[UserError]) -> Any:
     except (ValueError, KeyError):
         problems.append(UserError(f"{text!r} is no {kind}", where=f"{name}:{node.start_mark.line + 1}"))
         return None
-    problems.append(UserError(f"unknown YAML tag {node.tag}", where=f"{name}:{node.start_mark.line + 1}"))
     return None
 
 

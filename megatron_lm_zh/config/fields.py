@@ -140,7 +140,9 @@ def _section_doc(types: tuple[Any, ...]) -> str:
 
 def _bounds(metadata: list[Any]) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [f"{sign} {getattr(limit, name):g}" for limit in metadata for name, sign in signs.items() if hasattr(limit, name)]
+    limits = [
+        f"{sign} {getattr(limit, name):g}" for limit in metadata for name, sign in signs.items() if hasattr(limit, name)
+    ]
     return " " + " and ".join(limits) if limits else ""
 
 

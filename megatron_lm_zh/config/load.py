@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -94,14 +95,13 @@ def _build(values: dict[str, Any], document: Document) -> tuple[Config | None, d
 def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:
     """A copy of `values` without the keys at `paths`."""
     rest = copy.deepcopy(values)
-    for path in sorted(paths, key=repr, reverse=True):  # the last items of a list first, so that indices hold
+    last_items_first = sorted(paths, key=lambda path: [str(step).zfill(9) for step in path], reverse=True)
+    for path in last_items_first:  # so that the indices of the others hold
         container: Any = rest
-        for step in path[:-1]:
-            container = container[step] if isinstance(container, list) else container.get(step, {})
-        if isinstance(container, list) and isinstance(path[-1], int) and path[-1] < len(container):
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # what is not there need not be taken away
+            for step in path[:-1]:
+                container = container[step]
             del container[path[-1]]
-        elif isinstance(container, dict):
-            container.pop(path[-1], None)
     return rest
 
 
@@ -114,9 +114,7 @@ def _megatron_problems(document: Document) -> dict[KeyPath, UserError]:
             continue
         for key, error in check_table(table, values).items():
             path = (table, "megatron", key)
-            problems[path] = UserError(
-                error.what, where=document.place(path), expected=error.expected, mend=error.mend
-            )
+            problems[path] = UserError(error.what, where=document.place(path), expected=error.expected, mend=error.mend)
     return problems
 
 

@@ -141,7 +141,9 @@ def _fields_of(file: Path, class_name: str) -> dict[str, MegatronField]:
         raise UserError(what, mend="pip install 'megatron-core>=0.16.1,<0.20'") from error
     fields = {}
     for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)) or node.target.id.startswith("_"):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)) or node.target.id.startswith(
+            "_"
+        ):
             continue
         text = ""
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):

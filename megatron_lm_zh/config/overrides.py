@@ -12,7 +12,7 @@ from megatron_lm_zh.errors import UserError
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[UserError]:
     """Writes each `a.b.c=value` into the document's values, in order, and returns what could not be written.
 
-    Missing sections are made. `data.train.0.path=x` sets a list's item, `data.train.1={path: y}` may add one at its end.
+    Missing sections are made. `data.train.0.path=x` sets a list's item; the index after the last one adds an item.
     """
     problems = []
     for override in overrides:
@@ -25,7 +25,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[UserEr
 
 def _apply(document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
-    where = f"override {override!r}"
+    where = f"override {override if len(override) <= 40 else override[:37] + '...'}"
     if not equals or not all(key.split(".")):
         raise UserError("not an override", where=where, expected="key=value, e.g. optim.lr=3e-4")
     *parents, last = key.split(".")

@@ -38,7 +38,9 @@ RESERVED: dict[str, dict[str, str]] = {
         "tensor_model_parallel_size": "use parallel.tensor instead",
         "pipeline_model_parallel_size": "use parallel.pipeline instead",
         "sequence_parallel": "use parallel.sequence instead",
-        **dict.fromkeys(("bf16", "fp16", "params_dtype", "pipeline_dtype", "enable_autocast", "autocast_dtype"), _DTYPE),
+        **dict.fromkeys(
+            ("bf16", "fp16", "params_dtype", "pipeline_dtype", "enable_autocast", "autocast_dtype"), _DTYPE
+        ),
         "fp8": "use precision.fp8 instead",
         "deterministic_mode": "use run.deterministic instead",
         **dict.fromkeys(
@@ -102,12 +104,13 @@ RESERVED: dict[str, dict[str, str]] = {
             _INIT,
         ),
         "transformer_impl": _INSTALLED,
+        "calculate_per_token_loss": "the loss is always the mean over tokens",
     },
     "optim": {
         "min_lr": "use schedule.min_lr instead",
         **dict.fromkeys(("bf16", "fp16", "params_dtype"), _DTYPE),
         "overlap_param_gather": "use ddp.overlap_param_gather instead",
-        **dict.fromkeys(("optimizer", "sgd_momentum"), _ADAMW),
+        **dict.fromkeys(("optimizer", "decoupled_weight_decay", "sgd_momentum"), _ADAMW),
     },
     "ddp": {
         "use_distributed_optimizer": "use optim.use_distributed_optimizer instead",
@@ -138,7 +141,7 @@ def arguments(megatron_config: type, values: Mapping[str, Any]) -> dict[str, Any
     """A checked `megatron:` table as keyword arguments of the megatron-core class it is meant for.
 
     Names of number formats become torch dtypes, names of enum members become those members, and lists become tuples
-    where the class wants tuples. The class comes from the caller, so that this module imports neither torch nor megatron.
+    where the class wants tuples. The caller brings the class, so that this module imports neither torch nor megatron.
     """
     hints = typing.get_type_hints(megatron_config)
     return {key: _argument(hints[key], value) for key, value in values.items()}
@@ -147,12 +150,10 @@ def arguments(megatron_config: type, values: Mapping[str, Any]) -> dict[str, Any
 def _problem(table: str, fields: Mapping[str, MegatronField], key: str, value: Any) -> UserError | None:
     full = f"{table}.megatron.{key}"
     if key not in fields:
-        ours = key in keys_of(_SECTIONS[table])
-        close = nearest(key, [name for name in fields if not mend_for(table, name)])
-        mend = mend_for(table, key) if ours else f"did you mean {close}?" if close else ""
-        return UserError(f"{full}: {version_text()} has no such field in {TABLES[table][-1][1]}", mend=mend or "")
-    mend = mend_for(table, key)
-    if mend:
+        close = nearest(key, [*fields, *keys_of(_SECTIONS[table])]) or ""
+        guess = mend_for(table, close) or (f"did you mean {close}?" if close else "")
+        return UserError(f"{full}: {version_text()} has no such field in {TABLES[table][-1][1]}", mend=guess)
+    if mend := mend_for(table, key):
         return UserError(f"{full}: not to be set here", mend=mend)
     field = fields[key]
     fits = accepts(field.annotation, value)

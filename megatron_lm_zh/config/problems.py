@@ -10,6 +10,7 @@ from megatron_lm_zh.config.document import Document, KeyPath, describe, dotted
 from megatron_lm_zh.config.fields import Key, find, keys_of, valid_names
 from megatron_lm_zh.errors import UserError, nearest
 
+
 def problems_of(error: ValidationError, document: Document) -> dict[KeyPath, UserError]:
     """One error for each key path that failed."""
     details = [(_path(detail["loc"]), detail) for detail in error.errors(include_url=False)]
@@ -45,7 +46,9 @@ def _problem(path: KeyPath, detail: Any, document: Document) -> UserError:
             example = f"text like {key.default}" if key else ""
             return UserError(f"{name}: found {describe(detail['input'])}", where=where, expected=example)
         case "too_short" | "too_long":
-            return UserError(f"{name}: has {detail['ctx']['actual_length']} items", where=where, expected=_expected(key))
+            return UserError(
+                f"{name}: has {detail['ctx']['actual_length']} items", where=where, expected=_expected(key)
+            )
     found = detail["input"]
     mend = f"write {int(found)}" if detail["type"] == "int_type" and _is_whole(found) else ""
     return UserError(f"{name}: found {describe(found)}", where=where, expected=_expected(key), mend=mend)

@@ -59,7 +59,7 @@ class Linear(_Decay):
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Cosine(_Decay):
-    """Half a cosine from `optim.lr` to `min_lr` over the steps after the warm-up (Loshchilov & Hutter 2017, no restarts)."""
+    """Half a cosine from `optim.lr` to `min_lr` over the steps after the warm-up (Loshchilov & Hutter 2017)."""
 
     kind: Literal["cosine"] = "cosine"
     """Which schedule."""

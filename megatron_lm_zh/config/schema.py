@@ -244,6 +244,7 @@ class Config:
     optim: Optim
     ddp: Ddp = Field(default_factory=Ddp)
     schedule: Schedule = Field(default_factory=Cosine)
+    """The learning rate over the run, one class for each `kind` (see schedules.py)."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     log: Log = Field(default_factory=Log)

@@ -83,7 +83,7 @@ class Conversion:
         return cls(tuple(steps), sizes, frozenset(ignored))
 
     def plan_to_hf(self, source: Source) -> dict[str, TensorSpec]:
-        """Checks every tensor of a megatron source and returns what the HF side will hold, in the order of the steps."""
+        """Checks every tensor of a megatron source and returns what the HF side will hold, in the steps' order."""
         _check_names(source.where, (step.megatron for step in self.steps), source.specs)
         planned = []
         for step in self.steps:
@@ -94,7 +94,7 @@ class Conversion:
         return _once(planned)
 
     def plan_to_megatron(self, source: Source) -> dict[str, TensorSpec]:
-        """Checks every tensor of an HF source and returns what the megatron side will hold, in the order of the steps."""
+        """Checks every tensor of an HF source and returns what the megatron side will hold, in the steps' order."""
         present = [name for name in source.specs if name not in self.hf_ignored]
         _check_names(source.where, (name for step in self.steps for name in step.hf), present)
         planned = []

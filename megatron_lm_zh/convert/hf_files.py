@@ -95,9 +95,7 @@ class SafetensorsWriter(AbstractContextManager["SafetensorsWriter"]):
     the tensors' bytes; more than one file comes with an index.
     """
 
-    def __init__(
-        self, directory: Path, specs: Mapping[str, TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES
-    ) -> None:
+    def __init__(self, directory: Path, specs: Mapping[str, TensorSpec], max_shard_bytes: int) -> None:
         self._directory = directory
         self._places: dict[str, _Place] = {}
         self._missing = set(specs)

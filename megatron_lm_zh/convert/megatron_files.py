@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,53 +20,44 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Tenso
 
 from megatron_lm_zh.convert.engine import TensorSpec
 from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.run_directory import resolve_checkpoint
 
 METADATA = ".metadata"
-MANIFEST = "manifest.json"
 MODEL_FILE = "model.yaml"
 """The model section of a checkpoint that `from-hf` made; one that training made has config.yaml."""
 
 _OPTIMIZER_PREFIXES = ("optimizer.", "chained_")
-_HARMLESS = frozenset(
+_DCP = "torch.distributed.checkpoint"
+_INDEX_CLASSES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        ("builtins", "set"),
-        ("collections", "OrderedDict"),
-        ("collections", "defaultdict"),
-        ("pathlib", "Path"),
-        ("pathlib", "PosixPath"),
-        ("pathlib", "PurePosixPath"),
-        ("pathlib._local", "PosixPath"),
-        ("torch", "Size"),
-        ("torch.serialization", "_get_layout"),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
-        ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-        ("torch.distributed.checkpoint.metadata", "Metadata"),
-        ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-        ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-        ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+        "builtins": frozenset({"set"}),
+        "collections": frozenset({"OrderedDict", "defaultdict"}),
+        "pathlib": frozenset({"Path", "PosixPath", "PurePosixPath"}),
+        "pathlib._local": frozenset({"Path", "PosixPath", "PurePosixPath"}),
+        "torch": frozenset({"Size"}),
+        "torch.serialization": frozenset({"_get_layout"}),
+        f"{_DCP}.filesystem": frozenset({"_StorageInfo", "_StoragePrefix"}),
+        f"{_DCP}.metadata": frozenset(
+            {
+                "BytesStorageMetadata",
+                "ChunkStorageMetadata",
+                "Metadata",
+                "MetadataIndex",
+                "StorageMeta",
+                "TensorProperties",
+                "TensorStorageMetadata",
+                "_MEM_FORMAT_ENCODING",
+            }
+        ),
+        # megatron-core keeps the plans of all ranks in the index
+        f"{_DCP}.planner": frozenset({"BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"}),
     }
 )
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a command means by `path`: itself, or the newest complete one of a run directory.
-
-    Raises:
-        UserError: nothing there, or not complete.
-    """
-    if not path.is_dir():
-        raise UserError("no such directory", where=str(path), expected="a checkpoint or a run directory")
-    if (path / METADATA).exists() or path.name.startswith("iter_"):
-        if (path / METADATA).exists() and ((path / MANIFEST).exists() or (path / MODEL_FILE).exists()):
-            return path
-        raise UserError(f"the checkpoint is not complete: it has no {MANIFEST}", where=str(path))
-    found = [manifest.parent for manifest in (path / "checkpoints").glob(f"iter_*/{MANIFEST}")]
-    if not found:
-        raise UserError("no complete checkpoint here", where=str(path), expected="checkpoints/iter_*/" + MANIFEST)
-    return max(found, key=lambda directory: int(directory.name.removeprefix("iter_")))
+    """The checkpoint that `path` means: itself, or the newest complete one of a run directory; UserError if none."""
+    return path if (path / MODEL_FILE).is_file() else resolve_checkpoint(path)
 
 
 class MegatronWeights:
@@ -184,7 +176,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if (module, name) in _HARMLESS:
+        if name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
 

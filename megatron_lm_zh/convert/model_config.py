@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,10 +46,10 @@ def from_hf_config(family: Family, config: Mapping[str, Any], where: str) -> Mod
     values = {row.ours: value for row in family.config if (value := _value_of(row, config, where)) is not None}
     values["seq_length"] = values["max_position_embeddings"]
     try:
-        model: Model = TypeAdapter(Model).validate_python({"family": family.name, **values})
+        model: Model = TypeAdapter(Model).validate_json(json.dumps({"family": family.name, **values}))
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]}: {first['msg']}", where=where) from error
+        raise UserError(f"model.{first['loc'][0]}: {first['msg']}", where=where) from error
     if model.num_attention_heads % model.num_query_groups:
         raise UserError("num_attention_heads is no multiple of num_key_value_heads", where=where)
     return model

@@ -58,7 +58,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Op:
-    """One op and its inverse. Both are pure, keep the dtype and run on meta tensors, which is how shapes are planned."""
+    """One op and its inverse: pure, keeping the dtype, and able to run on meta tensors, by which shapes are planned."""
 
     to_hf: Callable[[Tensor, Sizes], tuple[Tensor, ...]]
     to_megatron: Callable[[tuple[Tensor, ...], Sizes], Tensor]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.files import sync_directory, write_error
 
 _SPARE_BYTES = 4 << 20
 """What a result takes beside its tensors: tokenizer, metadata, headers."""
@@ -31,32 +30,20 @@ def new_directory(output: Path, num_bytes: int) -> Iterator[Path]:
     partial = output.with_name(f"{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
         free = shutil.disk_usage(output.parent).free
         if free < num_bytes + _SPARE_BYTES:
-            raise UserError(
-                f"{num_bytes / 1e9:.2f} GB do not fit, {free / 1e9:.2f} GB are free", where=str(output.parent)
-            )
+            what = f"{num_bytes / 1e9:.2f} GB do not fit, {free / 1e9:.2f} GB are free"
+            raise UserError(what, where=str(output.parent))
+        shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
         partial.mkdir()
         try:
             yield partial
-            for path in partial.rglob("*"):
-                _flush(path)
-            _flush(partial)
+            for path in [*partial.rglob("*"), partial]:
+                sync_directory(path)  # a file as well as a directory: fsync of a descriptor opened for reading
             partial.rename(output)  # takes the place of an empty directory, too
-            _flush(output.parent)
+            sync_directory(output.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        raise UserError(f"cannot write: {error.strerror}", where=str(output)) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise write_error(output, error) from error

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from megatron_lm_zh.config.load import load_config
 from megatron_lm_zh.config.schema import Model, Tokenizer
 from megatron_lm_zh.convert.engine import Conversion
-from megatron_lm_zh.convert.hf_files import CONFIG, GENERATION_CONFIG, SafetensorsWriter, write_json
+from megatron_lm_zh.convert.hf_files import CONFIG, GENERATION_CONFIG, MAX_SHARD_BYTES, SafetensorsWriter, write_json
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, MegatronWeights, find_checkpoint
 from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS, to_hf_config
 from megatron_lm_zh.convert.model_file import read_model_file
@@ -20,6 +20,8 @@ from megatron_lm_zh.convert.output import new_directory
 from megatron_lm_zh.convert.tokenizer_files import copy_all
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import family
+from megatron_lm_zh.run_directory import CONFIG as RUN_CONFIG
+from megatron_lm_zh.run_directory import RunDirectory
 from megatron_lm_zh.tokenizer.load import load_tokenizer
 
 
@@ -49,7 +51,7 @@ def to_hf(checkpoint: Path, output: Path) -> None:
         dtype = next(iter(planned.values())).dtype  # the embedding's
         write_json(partial / CONFIG, to_hf_config(family(model.family), model, dtype, special_tokens))
         write_json(partial / GENERATION_CONFIG, {key: special_tokens.get(key) for key in SPECIAL_TOKENS})
-        with SafetensorsWriter(partial, planned) as writer:
+        with SafetensorsWriter(partial, planned, MAX_SHARD_BYTES) as writer:
             for step in conversion.steps:
                 for name, tensor in conversion.to_hf(step, source).items():
                     writer.write(name, tensor)
@@ -64,8 +66,8 @@ def _from_model_file(checkpoint: Path, partial: Path) -> tuple[Model, Mapping[st
 
 def _from_run(checkpoint: Path, partial: Path) -> tuple[Model, Mapping[str, Any]]:
     """Model and special tokens of a checkpoint that training made; its tokenizer goes to `partial`."""
-    config = load_config(checkpoint / "config.yaml")
-    _put_tokenizer(checkpoint.parent.parent / "tokenizer", config.data.tokenizer, partial)
+    config = load_config(checkpoint / RUN_CONFIG)
+    _put_tokenizer(RunDirectory(checkpoint.parent.parent).tokenizer, config.data.tokenizer, partial)
     try:
         tokenizer = AutoTokenizer.from_pretrained(partial, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

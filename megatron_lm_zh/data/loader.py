@@ -60,6 +60,13 @@ def build_datasets(config: Config, tokenizer: Tokenizer, *, train_samples: int) 
         UserError: a dataset is missing, damaged, made with another tokenizer, or too small for its share.
     """
     data = config.data
+    rows = config.model.vocab_size
+    if rows is not None and rows < tokenizer.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, more than the {rows} of the embedding",
+            where="model.vocab_size",
+            expected=f"{tokenizer.vocab_size} or more, or no model.vocab_size at all",
+        )
     train = _open("train", data.train, tokenizer)
     valid = _open("valid", data.valid, tokenizer)
     test = _open("test", data.test, tokenizer)

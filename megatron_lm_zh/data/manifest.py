@@ -34,10 +34,11 @@ class SourceRecord:
     documents: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What `P_<key>_document.json` says."""
 
+    format_version: int = FORMAT_VERSION
     tokenizer: TokenizerRecord
     sources: tuple[SourceRecord, ...]
     json_key: str
@@ -55,7 +56,6 @@ class Manifest:
     bin_size: int
     bin_sha256: str
     idx_sha256: str
-    format_version: int = FORMAT_VERSION
 
 
 def manifest_path(prefix: str | Path) -> Path:

@@ -26,7 +26,5 @@ def split_documents(shares: tuple[float, float, float], num_documents: int) -> S
     """Cuts documents 0 .. num_documents - 1 into ranges of the given shares (which sum to 1), in order."""
     bounds = list(accumulate(shares, initial=0.0))
     cuts = [round(bound * num_documents) for bound in bounds]
-    ranges = [
-        range(cuts[use], cuts[use + 1]) if bounds[use + 1] > bounds[use] else None for use in range(len(shares))
-    ]
+    ranges = [range(cuts[use], cuts[use + 1]) if bounds[use + 1] > bounds[use] else None for use in range(len(shares))]
     return Splits(*ranges)

@@ -16,11 +16,8 @@ def family(name: str) -> Family:
             return candidate
     names = [candidate.name for candidate in FAMILIES]
     close = nearest(name, names)
-    raise UserError(
-        f"no model family {name!r}",
-        expected=f"one of {', '.join(names)}",
-        mend=f"did you mean {close}?" if close else "",
-    )
+    mend = f"did you mean {close}?" if close else ""
+    raise UserError(f"no model family {name!r}", expected=f"one of {', '.join(names)}", mend=mend)
 
 
 def family_of(model_type: str) -> Family:

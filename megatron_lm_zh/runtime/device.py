@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from megatron_lm_zh import compat
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -46,22 +45,19 @@ class Device:
         return f"{self.name}, {self.backend}; kernels: {layers}"
 
     def memory_gb(self) -> float:
-        """Peak memory of this process in GiB: allocated on the GPU, resident on a CPU."""
+        """Peak memory in 1e9 bytes: allocated on the GPU, resident in this process on a CPU."""
         if self.kind == "cuda":
-            return torch.cuda.max_memory_allocated() / GIB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (GIB / 1024)
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def synchronize(self) -> None:
         """Waits until what was queued on the device is done, so that a clock reads the truth."""
         if self.kind == "cuda":
             torch.cuda.synchronize()
 
-    def memory_snapshot(self) -> Callable[[str], None] | None:
-        """Starts to record the device's allocations; the result writes them to a file. None where there are none."""
-        if self.kind != "cuda":
-            return None
-        torch.cuda.memory._record_memory_history(max_entries=100_000)
-        return torch.cuda.memory._dump_snapshot
+    def memory_recorder(self) -> Callable[[Path], AbstractContextManager[None]] | None:
+        """What records the device's allocations while a context is open and writes them to a path; None on a CPU."""
+        return _recorded_allocations if self.kind == "cuda" else None
 
 
 def detect(local_rank: int = 0) -> Device:
@@ -81,6 +77,16 @@ def make_deterministic() -> None:
     os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def _recorded_allocations(path: Path) -> Iterator[None]:
+    torch.cuda.memory._record_memory_history(max_entries=100_000)
+    try:
+        yield
+        torch.cuda.memory._dump_snapshot(str(path))
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
 
 
 def _processor_name() -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
-import torch
 import torch.distributed as dist
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import parallel_state
 
 from megatron_lm_zh import compat
 from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.runtime import generators
 from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.runtime.ranks import Ranks
 
@@ -52,15 +50,7 @@ def build_layout(config: Config) -> None:
         distributed_timeout_minutes=max(1, config.run.startup_timeout_s // 60),
         create_gloo_process_groups=True,  # the distributed optimizer gathers its checkpoint over them
     )
-    seed(config.run.seed)
-
-
-def seed(value: int) -> None:
-    """Seeds python, numpy, torch and megatron-core's per-rank generators from one number."""
-    random.seed(value)
-    np.random.seed(value % 2**32)
-    torch.manual_seed(value)
-    tensor_parallel.model_parallel_cuda_manual_seed(value, force_reset_rng=True)
+    generators.seed(config.run.seed)
 
 
 def steady(config: Config) -> None:

@@ -18,6 +18,7 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.train.guards import check_finite
 
 Batches = Iterator[dict[str, Tensor]]
@@ -43,6 +44,7 @@ class Stepper:
     model: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    device: Device
 
     def __post_init__(self) -> None:
         engine = get_model_config(self.model[0])
@@ -66,8 +68,8 @@ class Stepper:
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = run_batches(self.config, self.model, batches, self._micro_batches(), forward_only=False)
-        total, tokens = sum_over_ranks(sums)
+        sums = run_batches(self.config, self.model, self.device, batches, self._micro_batches(), forward_only=False)
+        total, tokens = sum_over_ranks(sums, self.device)
         check_finite("loss", total, step=number, mine=float(sums[0]))
         lr = self.optimizer.param_groups[0]["lr"]
         _, grad_norm, _ = self.optimizer.step()
@@ -81,7 +83,13 @@ class Stepper:
 
 
 def run_batches(
-    config: Config, model: list[DistributedDataParallel], batches: Batches, count: int, *, forward_only: bool
+    config: Config,
+    model: list[DistributedDataParallel],
+    device: Device,
+    batches: Batches,
+    count: int,
+    *,
+    forward_only: bool,
 ) -> Tensor:
     """Runs `count` micro-batches through megatron-core's schedule; returns [2]: this rank's sum of losses and of tokens.
 
@@ -89,7 +97,7 @@ def run_batches(
     """
     reports: list[dict[str, Any]] = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=batches,
+        data_iterator=(_on(device, batch) for batch in batches),
         model=model,
         num_microbatches=count,
         seq_length=config.model.seq_length,
@@ -119,10 +127,13 @@ def _sum_losses(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str,
     return total, tokens.int(), {"lm_loss": torch.stack([total.detach(), tokens])}
 
 
-def sum_over_ranks(sums: Tensor) -> tuple[float, float]:
+def _on(device: Device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device.torch_device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def sum_over_ranks(sums: Tensor, device: Device) -> tuple[float, float]:
     """Adds the ranks' sums [2] of losses and tokens over data parallelism and hands them to every pipeline stage."""
-    device = torch.cuda.current_device()
-    reduced = sums.to(device)
+    reduced = sums.to(device.torch_device)
     dist.all_reduce(reduced, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     dist.all_reduce(reduced, group=parallel_state.get_pipeline_model_parallel_group())
     total, tokens = reduced.tolist()

@@ -1,0 +1,169 @@
+"""Which packages this machine has and what each is used for here; nothing heavy is imported to find out."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package a user of a Megatron system looks for."""
+
+    name: str
+    found: bool
+    version: str | None
+    """Its version; None where it is absent or does not say."""
+    used_for: str
+    """What this package does here."""
+    get: str
+    """How to get it, or what is wrong with what was found."""
+    required: bool = False
+    """Whether training needs it."""
+
+
+def packages() -> list[Package]:
+    """Every package that `mlzh doctor` reports, required ones first."""
+    return [
+        _installed("torch", "tensors, autograd, process groups (gloo, NCCL)", "pip install torch", required=True),
+        _installed(
+            "megatron-core",
+            "model, parallelism, optimizer, distributed checkpoints",
+            "pip install 'megatron-core>=0.16.1,<0.20'",
+            module="megatron.core",
+            required=True,
+        ),
+        _installed("numpy", "datasets and their sample indices", "pip install numpy", required=True),
+        _index_builder(),
+        _installed("sentencepiece", "tokenizers: train, merge, encode", "pip install sentencepiece", required=True),
+        _installed("tokenizers", "tokenizer.json files, fast encoding", "pip install tokenizers", required=True),
+        _installed(
+            "transformers", "Hugging Face tokenizers, exported models", "pip install transformers", required=True
+        ),
+        _transformer_engine(),
+        _apex(),
+        _nccl(),
+        _installed("triton", "torch.compile's GPU kernels in megatron-core's fusions", "comes with torch for CUDA"),
+        _installed("mpi4py", "under mpirun: hands the first rank's address to the others", "pip install '.[mpi]'"),
+        _installed("tensorboard", "event files in the run directory (log.tensorboard)", "pip install '.[track]'"),
+        _installed("wandb", "reports to W&B (log.wandb_project)", "pip install '.[track]'"),
+    ]
+
+
+def megatron_core_version() -> tuple[int, ...]:
+    """The installed megatron-core's version, e.g. (0, 16, 1); () where it is not installed."""
+    version = _version("megatron-core") or ""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+
+
+def torch_version() -> tuple[int, ...]:
+    """The installed torch's version, e.g. (2, 13, 0); () where it is not installed."""
+    return tuple(int(number) for number in re.findall(r"\d+", _version("torch") or "")[:3])
+
+
+def megatron_core_directory() -> Path | None:
+    """The folder of megatron.core's source, found without importing it; None where it is not installed."""
+    spec = _spec("megatron.core")
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed with its PyTorch extension (megatron-core cannot use it without)."""
+    root = _package_directory("transformer_engine")
+    if root is None or not (root / "pytorch").is_dir():
+        return False
+    # Wheels and source builds put the extension into different ones of these folders.
+    return any(any(folder.glob("transformer_engine_torch*.so")) for folder in (root, root / "wheel_lib", root.parent))
+
+
+def has_apex() -> bool:
+    """Whether NVIDIA's Apex is installed with its CUDA extensions (amp_C), which megatron-core's optimizers call."""
+    return _apex_is_nvidias() and _spec("amp_C") is not None
+
+
+def has_triton() -> bool:
+    """Whether triton is installed."""
+    return _spec("triton") is not None
+
+
+def _installed(name: str, used_for: str, get: str, *, module: str = "", required: bool = False) -> Package:
+    found = _spec(module or name) is not None
+    return Package(name, found, _version(name) if found else None, used_for, get, required)
+
+
+def _index_builder() -> Package:
+    found = _spec("megatron_lm_zh.data._indices") is not None
+    used_for = "sample indices in C++ (csrc/, bound with pybind11)"
+    return Package("pybind11 extension", found, _version("pybind11"), used_for, "pip install -e . builds it", True)
+
+
+def _transformer_engine() -> Package:
+    found = has_transformer_engine()
+    partly = not found and _spec("transformer_engine") is not None
+    get = "pip install --no-build-isolation '.[cuda]' (CUDA 12: '.[cuda12]')"
+    if partly:
+        get = "found without its PyTorch extension; " + get
+    version = _version("transformer-engine") if found or partly else None
+    return Package("transformer-engine", found, version, "fused layers, attention and FP8 on NVIDIA GPUs", get)
+
+
+def _apex() -> Package:
+    found = has_apex()
+    get = "build from https://github.com/NVIDIA/apex; not `pip install apex`, which is another project"
+    if not found and _apex_is_nvidias():
+        get = "NVIDIA's Apex was found without its CUDA extensions (amp_C); build it again with them, or remove it"
+    elif not found and _spec("apex") is not None:
+        get = "the apex found is another project's, not NVIDIA's; pip uninstall apex; " + get
+    used_for = "fused Adam and gradient norms where Transformer Engine is absent"
+    return Package("apex (NVIDIA)", found, _version("apex") if found else None, used_for, get)
+
+
+def _apex_is_nvidias() -> bool:
+    root = _package_directory("apex")
+    return root is not None and (root / "optimizers").is_dir() and (root / "multi_tensor_apply").is_dir()
+
+
+def _nccl() -> Package:
+    version = _nccl_version()
+    return Package("NCCL", version is not None, version, "collectives between GPUs", "comes with torch for CUDA")
+
+
+def _nccl_version() -> str | None:
+    """The version of NCCL's wheel, or of the system's library; None where neither is installed."""
+    for wheel in ("nvidia-nccl-cu13", "nvidia-nccl-cu12"):
+        if version := _version(wheel):
+            return version
+    try:
+        library = ctypes.CDLL("libnccl.so.2")
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    if library.ncclGetVersion(ctypes.byref(number)) != 0:
+        return None
+    return f"{number.value // 10000}.{number.value // 100 % 100}.{number.value % 100}"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _package_directory(module: str) -> Path | None:
+    spec = _spec(module)
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(locations[0]) if locations else None
+
+
+def _spec(module: str) -> importlib.machinery.ModuleSpec | None:
+    """Where a module would be loaded from; None where it, or the package around it, is absent."""
+    try:
+        return importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None

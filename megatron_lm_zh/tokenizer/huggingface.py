@@ -1,0 +1,200 @@
+"""Hugging Face tokenizers: a directory with tokenizer.json, or with the older files that transformers can convert."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
+import tokenizers.pre_tokenizers
+from numpy.typing import NDArray
+
+from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.files import write_bytes
+from megatron_lm_zh.tokenizer.base import sizes_of_bytes
+from megatron_lm_zh.tokenizer.spm_export import RECORD, SPACE, tokenizer_config
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+)
+"""What belongs to a tokenizer in a Hugging Face directory."""
+GPT2_END = "<|endoftext|>"
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of a Hugging Face directory, run by the `tokenizers` library itself where there is a tokenizer.json.
+
+    Without one, ``vocab.json`` and ``merges.txt`` alone are GPT-2's byte-level BPE; anything else is converted by
+    transformers' AutoTokenizer, which imports torch.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        UserError: there is no such directory, no tokenizer in it, or it has no end-of-sequence token.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UserError(
+                "no such directory", where=str(path), expected="a Hugging Face directory with tokenizer.json"
+            )
+        self._config = self._read("tokenizer_config.json")
+        try:
+            if (self.path / "tokenizer.json").is_file():
+                self._tokenizer = tokenizers.Tokenizer.from_file(str(self.path / "tokenizer.json"))
+                end = self._named_end()
+            elif self._is_bare_gpt2():
+                self._tokenizer, end = self._gpt2(), GPT2_END
+            else:
+                self._tokenizer, end = self._converted()
+        except UserError:
+            raise
+        except Exception as error:  # `tokenizers` raises plain Exception; its message names the fault
+            raise UserError(
+                f"no tokenizer can be loaded from it: {str(error).strip().splitlines()[0]}",
+                where=str(path),
+                expected="tokenizer.json, or tokenizer_config.json with vocabulary files",
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # they are plain text
+        eod = self._tokenizer.token_to_id(end) if end else None
+        if eod is None:
+            raise UserError(
+                f"the end-of-sequence token {end!r} is not in the vocabulary" if end else "no end-of-sequence token",
+                where=str(path),
+                expected="an eos_token in tokenizer_config.json that the vocabulary has",
+            )
+        self.eod: int = eod
+        self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.fingerprint = self._recorded_fingerprint() or self._own_fingerprint()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``; see `Tokenizer`."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ``ids``; see `Tokenizer`."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def token_sizes(self) -> NDArray[np.int64]:
+        """[vocab_size, 2]: bytes and characters of each token; see `Tokenizer`.
+
+        Exact for byte-level and SentencePiece-like tokenizers; others (WordPiece) count what a token decodes to by itself.
+        """
+        added = self._tokenizer.get_added_tokens_decoder()
+        decoder = json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
+        alphabet = _byte_alphabet() if '"ByteLevel"' in decoder else None
+        pieces = [b""] * self.vocab_size
+        for text, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if id_ in added:
+                pieces[id_] = b"" if added[id_].special else added[id_].content.encode()
+            elif alphabet is not None:
+                pieces[id_] = bytes(alphabet[character] for character in text)
+            elif SPACE in decoder:  # SentencePiece's way of writing
+                is_byte = '"ByteFallback"' in decoder and len(text) == 6 and text.startswith("<0x")
+                pieces[id_] = bytes([int(text[3:5], 16)]) if is_byte else text.replace(SPACE, " ").encode()
+            else:
+                pieces[id_] = self._tokenizer.decode([id_]).encode()
+        return sizes_of_bytes(pieces)
+
+    def save_huggingface(self, directory: Path) -> None:
+        """Copies the tokenizer's files as they are; vocabulary files without a config become a tokenizer.json."""
+        if self._is_bare_gpt2():
+            content = self._tokenizer.to_str(pretty=True).encode()
+            special = {"eos_token": GPT2_END, "bos_token": GPT2_END, "unk_token": GPT2_END}
+            config = tokenizer_config(special, hashlib.sha256(content).hexdigest(), self.fingerprint)
+            write_bytes(directory / "tokenizer.json", content)
+            write_bytes(directory / "special_tokens_map.json", json.dumps(special, indent=2).encode())
+            write_bytes(directory / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+            return
+        for name in FILES:
+            if (self.path / name).is_file() and (self.path / name).resolve() != (directory / name).resolve():
+                write_bytes(directory / name, (self.path / name).read_bytes())
+        templates = self.path / "additional_chat_templates"
+        if templates.is_dir() and templates.resolve() != (directory / templates.name).resolve():
+            shutil.copytree(templates, directory / templates.name, dirs_exist_ok=True)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(f"not JSON: {error}", where=str(path)) from error
+        if not isinstance(content, dict):
+            raise UserError("not a JSON object", where=str(path))
+        return content
+
+    def _named_end(self) -> str | None:
+        token = self._config.get("eos_token") or self._read("special_tokens_map.json").get("eos_token")
+        return token.get("content") if isinstance(token, dict) else token
+
+    def _is_bare_gpt2(self) -> bool:
+        names = {path.name for path in self.path.iterdir()}
+        return {"vocab.json", "merges.txt"} <= names and not names & {
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "config.json",
+        }
+
+    def _gpt2(self) -> tokenizers.Tokenizer:
+        model = tokenizers.models.BPE.from_file(str(self.path / "vocab.json"), str(self.path / "merges.txt"))
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        if tokenizer.token_to_id(GPT2_END) is not None:
+            tokenizer.add_special_tokens([GPT2_END])
+        return tokenizer
+
+    def _converted(self) -> tuple[tokenizers.Tokenizer, str | None]:
+        from transformers import AutoTokenizer  # noqa: PLC0415 - it imports torch, which tokenizer.json does not need
+
+        loaded = AutoTokenizer.from_pretrained(str(self.path), use_fast=True)
+        if not loaded.is_fast:
+            raise UserError(
+                f"{type(loaded).__name__} has no fast form", where=str(self.path), expected="one with tokenizer.json"
+            )
+        return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str()), loaded.eos_token
+
+    def _recorded_fingerprint(self) -> str | None:
+        """The fingerprint of the .model that our export was made from, while tokenizer.json is what we wrote."""
+        record = self._config.get(RECORD)
+        file = self.path / "tokenizer.json"
+        if not isinstance(record, dict) or not file.is_file():
+            return None
+        unchanged = hashlib.sha256(file.read_bytes()).hexdigest() == record.get("tokenizer_json_sha256")
+        return record.get("fingerprint") if unchanged else None
+
+    def _own_fingerprint(self) -> str:
+        """Hash of the tokenizer and the id that ends documents, whatever the layout of the JSON file."""
+        content = json.loads(self._tokenizer.to_str())
+        merges = content["model"].get("merges") or []
+        content["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in merges]
+        text = json.dumps([content, self.eod], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte of each character of GPT-2's byte-level alphabet: printable Latin-1 is itself, the rest from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

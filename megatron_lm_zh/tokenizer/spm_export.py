@@ -1,0 +1,138 @@
+"""A SentencePiece model as the tokenizer.json of Hugging Face's `tokenizers` library, the same ids for every text.
+
+The generic class ``PreTrainedTokenizerFast`` is named in tokenizer_config.json: transformers 4.45 to 5 load tokenizer.json
+as it is for that class, while model-specific classes rebuild parts of it, each version in its own way.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from megatron_lm_zh.tokenizer.spm_file import ModelType, PieceType, SentencePieceFile
+
+SPACE = "\u2581"
+NEVER_CHOSEN = -1e5
+"""Score of special and byte pieces in a unigram vocabulary: text that spells one is cut into other pieces."""
+RECORD = "megatron_lm_zh"
+"""Key of tokenizer_config.json under which the .model's fingerprint is kept with the hash of its tokenizer.json."""
+
+
+def tokenizer_json(model: SentencePieceFile) -> dict[str, Any]:
+    """The content of tokenizer.json (format: tokenizers >= 0.20).
+
+    No post-processor: the beginning-of-sequence token is not added, as it is not in the training data either.
+    """
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(model),
+        "normalizer": _normalizer(model),
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": _decoder(model),
+        "model": _bpe(model) if model.model_type == ModelType.BPE else _unigram(model),
+    }
+
+
+def tokenizer_config(special: dict[str, str], json_sha256: str, fingerprint: str) -> dict[str, Any]:
+    """The content of tokenizer_config.json.
+
+    Args:
+        special: ``bos_token`` and so on, with their texts.
+        json_sha256: SHA-256 of the tokenizer.json beside it; while it holds, the fingerprint does.
+        fingerprint: of the SentencePiece model.
+    """
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "clean_up_tokenization_spaces": False,
+        RECORD: {"tokenizer_json_sha256": json_sha256, "fingerprint": fingerprint},
+    }
+
+
+def _added_tokens(model: SentencePieceFile) -> list[dict[str, Any]]:
+    added = []
+    for id_, piece in enumerate(model.pieces):
+        if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN, PieceType.USER_DEFINED):
+            added.append(
+                {
+                    "id": id_,
+                    "content": piece.text,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    # A user-defined piece is met after normalisation, as in SentencePiece.
+                    "normalized": piece.type == PieceType.USER_DEFINED,
+                    "special": piece.type != PieceType.USER_DEFINED,
+                }
+            )
+    return added
+
+
+def _normalizer(model: SentencePieceFile) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = []
+    if model.precompiled_charsmap:
+        charsmap = base64.b64encode(model.precompiled_charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if model.remove_extra_whitespaces:
+        steps.append({"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if model.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": SPACE})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    return {"type": "Sequence", "normalizers": steps}
+
+
+def _decoder(model: SentencePieceFile) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}]
+    if model.byte_fallback:
+        steps.append({"type": "ByteFallback"})
+    steps.append({"type": "Fuse"})
+    if model.add_dummy_prefix:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": steps}
+
+
+def _bpe(model: SentencePieceFile) -> dict[str, Any]:
+    unknown = next((piece.text for piece in model.pieces if piece.type == PieceType.UNKNOWN), None)
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": model.byte_fallback,
+        "ignore_merges": False,
+        "vocab": {piece.text: id_ for id_, piece in enumerate(model.pieces)},
+        "merges": [f"{left} {right}" for left, right in _merges(model)],
+    }
+
+
+def _merges(model: SentencePieceFile) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, best piece first.
+
+    SentencePiece joins the neighbours that make the piece with the best score, the leftmost first. A piece may arise from
+    several pairs; where two of them overlap (a run of one character) the leftmost has the longer left part.
+    """
+    scores = {piece.text: piece.score for piece in model.pieces if piece.type == PieceType.NORMAL}
+    merges = [
+        (-score, id_, -cut, text[:cut], text[cut:])
+        for id_, (text, score) in enumerate(scores.items())
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
+    ]
+    return [(left, right) for _, _, _, left, right in sorted(merges)]
+
+
+def _unigram(model: SentencePieceFile) -> dict[str, Any]:
+    unknown = next((id_ for id_, piece in enumerate(model.pieces) if piece.type == PieceType.UNKNOWN), None)
+    chosen = (PieceType.NORMAL, PieceType.USER_DEFINED)
+    return {
+        "type": "Unigram",
+        "unk_id": unknown,
+        "vocab": [[piece.text, piece.score if piece.type in chosen else NEVER_CHOSEN] for piece in model.pieces],
+        "byte_fallback": model.byte_fallback,
+    }

@@ -1,0 +1,76 @@
+"""Evaluation: the loss of whole data sources, in nats per token and in bits per byte and per character of their text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.data.loader import Batch, TextMeter, TextSize, make_batch
+from megatron_lm_zh.data.samples import SampleSource
+from megatron_lm_zh.observe.rows import ValidRow
+from megatron_lm_zh.runtime.device import Device
+from megatron_lm_zh.train.step import run_batches, sum_over_ranks
+
+
+class Evaluator:
+    """Evaluates the same first samples of every source each time it is asked."""
+
+    def __init__(self, config: Config, model: list[DistributedDataParallel], meter: TextMeter, device: Device) -> None:
+        self.config = config
+        self.model = model
+        self.device = device
+        self._meter = meter
+        self._text: dict[tuple[str, str], TextSize] = {}
+
+    def rows(
+        self, sources: Mapping[str, SampleSource], step: int, kind: Literal["valid", "test"] = "valid"
+    ) -> Iterator[ValidRow]:
+        """One row a source. All ranks iterate together and get the same rows."""
+        for chunk in self.model:
+            chunk.eval()
+        for name, source in sources.items():
+            yield self._row(name, source, step, kind)
+        for chunk in self.model:
+            chunk.train()
+
+    def _row(self, name: str, source: SampleSource, step: int, kind: Literal["valid", "test"]) -> ValidRow:
+        train = self.config.train
+        samples = min(len(source), self.config.evaluate.batches * train.global_batch_size)
+        replicas = parallel_state.get_data_parallel_world_size()
+        batches = padded_batches(
+            source, samples, train.micro_batch_size, parallel_state.get_data_parallel_rank(), replicas
+        )
+        count = -(-samples // (train.micro_batch_size * replicas))
+        with torch.no_grad():
+            sums = run_batches(self.config, self.model, self.device, batches, count, forward_only=True)
+        nats, tokens = sum_over_ranks(sums, self.device)
+        text = self._text_of(name, kind, source, samples)
+        return ValidRow.from_totals(
+            step, name, nats=nats, tokens=int(tokens), text_bytes=text.bytes, text_chars=text.characters, kind=kind
+        )
+
+    def _text_of(self, name: str, kind: str, source: SampleSource, samples: int) -> TextSize:
+        """Size of the text of the targets; counted once, since the samples never change."""
+        if (kind, name) not in self._text:
+            sizes = [self._meter.count(source[index][1:]) for index in range(samples)]
+            self._text[kind, name] = TextSize(sum(s.bytes for s in sizes), sum(s.characters for s in sizes))
+        return self._text[kind, name]
+
+
+def padded_batches(
+    source: SampleSource, samples: int, micro_batch_size: int, replica: int, replicas: int
+) -> Iterator[Batch]:
+    """One replica's micro-batches of the first `samples` samples; what fills up the last ones has a loss mask of 0."""
+    row = micro_batch_size * replicas
+    for first in range(replica * micro_batch_size, -(-samples // row) * row, row):
+        indices = range(first, first + micro_batch_size)
+        rows = np.stack([source[min(index, samples - 1)] for index in indices])
+        batch = make_batch(torch.from_numpy(rows))
+        batch["loss_mask"] *= torch.tensor([float(index < samples) for index in indices]).unsqueeze(1)
+        yield batch

@@ -1,0 +1,30 @@
+"""Pretraining from a config: joins the world of ranks, opens the run, trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.observe.logs import rank_log
+from megatron_lm_zh.run_directory import RunDirectory
+from megatron_lm_zh.runtime.device import Device
+from megatron_lm_zh.runtime.groups import process_groups
+from megatron_lm_zh.runtime.ranks import Ranks
+from megatron_lm_zh.train.loop import train
+from megatron_lm_zh.train.setup import open_run
+
+
+def pretrain(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[str] = ()) -> bool:
+    """Trains, or resumes, the run of `config` as one of `ranks`; says whether the run is complete.
+
+    Args:
+        allowed: keys whose change since the last checkpoint is accepted although it alters the result.
+    """
+    logs = RunDirectory(Path(config.run.dir)).logs
+    with (
+        rank_log(logs, ranks.rank),
+        process_groups(config, ranks, device, trace_dir=logs),
+        open_run(config, ranks, device, allowed=allowed) as run,
+    ):
+        return train(run)

@@ -1,0 +1,254 @@
+"""Everything a training run is made of, opened in order and closed again: data, model, optimizer, checkpoint, reports."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+import yaml
+from megatron.core import parallel_state
+
+from megatron_lm_zh.checkpoint.load import Found, find_sound_checkpoint, load_training_state
+from megatron_lm_zh.checkpoint.manifest import Layout
+from megatron_lm_zh.checkpoint.save import Saver
+from megatron_lm_zh.config.diff import config_diff
+from megatron_lm_zh.config.load import as_dict, to_yaml
+from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.data.loader import Datasets, MicroBatches, TextMeter, build_datasets
+from megatron_lm_zh.data.manifest import read_manifest
+from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.files import write_bytes
+from megatron_lm_zh.models.build import build_model, padded_vocab_size
+from megatron_lm_zh.models.flops import flops_per_token, parameters
+from megatron_lm_zh.observe.console import Console, ConsoleLine
+from megatron_lm_zh.observe.environment import environment
+from megatron_lm_zh.observe.incidents import Incidents
+from megatron_lm_zh.observe.meters import peak_flops
+from megatron_lm_zh.observe.reporter import Reporter
+from megatron_lm_zh.observe.sinks import open_sinks
+from megatron_lm_zh.optim.build import build_optimizer, build_scheduler
+from megatron_lm_zh.run_directory import CONFIG, RunDirectory
+from megatron_lm_zh.runtime.device import Device
+from megatron_lm_zh.runtime.locks import exclusive
+from megatron_lm_zh.runtime.ranks import Ranks
+from megatron_lm_zh.tokenizer.base import Tokenizer
+from megatron_lm_zh.tokenizer.load import load_tokenizer
+from megatron_lm_zh.train.evaluate import Evaluator
+from megatron_lm_zh.train.step import Stepper
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass
+class Run:
+    """A run that is ready to train; only `step` and `consumed_samples` move."""
+
+    config: Config
+    directory: RunDirectory
+    ranks: Ranks
+    device: Device
+    datasets: Datasets
+    batches: MicroBatches
+    stepper: Stepper
+    evaluator: Evaluator
+    saver: Saver
+    reporter: Reporter
+    incidents: Incidents
+    attempt: int
+    """How many times the run has been started; known to rank 0, which reports."""
+    step: int
+    """Optimizer steps done."""
+    consumed_samples: int
+    """Sequences trained on."""
+
+    @property
+    def remaining_steps(self) -> range:
+        """Numbers of the steps to do; the first step of a run is 1."""
+        return range(self.step + 1, self.config.total_steps + 1)
+
+    def flops_per_token(self) -> float:
+        """FLOPs of forward and backward for one token."""
+        return flops_per_token(self.config)
+
+    def peak_flops(self) -> float | None:
+        """Dense peak of one device in the precision used, where it is known."""
+        return peak_flops(self.device.name, "fp8" if self.config.precision.fp8 else self.config.precision.dtype)
+
+
+@contextmanager
+def open_run(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[str] = ()) -> Iterator[Run]:
+    """Opens a run directory and all that trains in it, resuming from its newest sound checkpoint.
+
+    Args:
+        allowed: keys whose change since the checkpoint is accepted although it alters the result.
+
+    Raises:
+        UserError: on every mistake that can be found before the first step.
+    """
+    directory = RunDirectory(Path(config.run.dir))
+    with ExitStack() as stack:
+        on_rank_0(lambda: stack.enter_context(exclusive(directory.path)))
+        tokenizer = on_rank_0(lambda: _tokenizer_of(config)) or _tokenizer_of(config)
+        config = with_vocabulary(config, tokenizer)
+        datasets = build_datasets(config, tokenizer, train_samples=config.total_steps * config.train.global_batch_size)
+
+        model = build_model(config, device)
+        optimizer = build_optimizer(config, model)
+        scheduler = build_scheduler(config, optimizer)
+        layout = Layout(ranks.world, config.parallel.tensor, config.parallel.pipeline, config.parallel.sequence)
+        incidents = Incidents(directory.incidents)
+
+        found = find_sound_checkpoint(directory)
+        step = consumed_samples = 0
+        if found is not None:
+            step, consumed_samples = found.manifest.step, found.manifest.consumed_samples
+            on_rank_0(lambda: _report_resume(found, config, incidents, allowed))
+            load_training_state(found, model, optimizer, layout)
+            scheduler.step(step)
+        attempt = on_rank_0(lambda: _record_run(directory, config, tokenizer))
+
+        yield Run(
+            config=config,
+            directory=directory,
+            ranks=ranks,
+            device=device,
+            datasets=datasets,
+            batches=stack.enter_context(_micro_batches(config, datasets, consumed_samples)),
+            stepper=Stepper(config, model, optimizer, scheduler, device),
+            evaluator=Evaluator(config, model, TextMeter(tokenizer), device),
+            saver=Saver(
+                directory, layout, keep_last=config.checkpoint.keep_last, asynchronous=config.checkpoint.async_save
+            ),
+            reporter=stack.enter_context(_reporter(config, directory, ranks, step)),
+            incidents=incidents,
+            attempt=attempt or 0,
+            step=step,
+            consumed_samples=consumed_samples,
+        )
+
+
+def with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+    """The config with `model.vocab_size` set from the tokenizer where it was left open.
+
+    Raises:
+        UserError: the tokenizer has ids that the embedding would not have.
+    """
+    asked = config.model.vocab_size
+    if asked is not None and asked < tokenizer.vocab_size:
+        raise UserError(
+            f"{asked} rows for a tokenizer of {tokenizer.vocab_size} ids",
+            where="model.vocab_size",
+            expected=f"at least {tokenizer.vocab_size}",
+            mend="leave it out to take the tokenizer's size",
+        )
+    return replace(config, model=replace(config.model, vocab_size=asked or tokenizer.vocab_size))
+
+
+def on_rank_0(act: Callable[[], T]) -> T | None:
+    """Runs `act` on rank 0 alone; what a user error it raises is raised on every rank. Others return None."""
+    result: T | None = None
+    error: list[UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            result = act()
+        except UserError as raised:
+            error = [raised]
+    dist.broadcast_object_list(error)
+    if error[0] is not None:
+        raise error[0]
+    return result
+
+
+def describe(run: Run) -> Iterator[str]:
+    """The lines that open a run's output: where it computes, what it trains, on what."""
+    config, layout = run.config, run.config.parallel
+    yield run.device.kernels()
+    yield (
+        f"{parameters(config) / 1e6:,.2f}M parameters ({config.model.family}, {config.model.num_layers} layers, hidden "
+        f"{config.model.hidden_size}, vocabulary {config.model.vocab_size} padded to {padded_vocab_size(config)}), "
+        f"{config.precision.dtype}"
+    )
+    yield (
+        f"{run.ranks.world} ranks: tensor {layout.tensor} x pipeline {layout.pipeline} x data "
+        f"{config.data_parallel_size(run.ranks.world)}{', sequence parallel' if layout.sequence else ''}; "
+        f"{config.train.global_batch_size} x {config.model.seq_length} tokens a step, {config.total_steps:,} steps"
+    )
+
+
+def _tokenizer_of(config: Config) -> Tokenizer:
+    return load_tokenizer(config.data.tokenizer.type, config.data.tokenizer.path)
+
+
+def _micro_batches(config: Config, datasets: Datasets, consumed_samples: int) -> MicroBatches:
+    assert config.model.vocab_size is not None
+    return MicroBatches(
+        datasets.train,
+        micro_batch_size=config.train.micro_batch_size,
+        global_batch_size=config.train.global_batch_size,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        consumed_samples=consumed_samples,
+        vocab_size=config.model.vocab_size,
+    )
+
+
+def _reporter(config: Config, directory: RunDirectory, ranks: Ranks, step: int) -> Reporter:
+    if ranks.rank != 0:
+        return Reporter([], None)
+    sinks = open_sinks(
+        directory.path, config.log, resume_step=step, run_name=config.run.name, config_dict=as_dict(config)
+    )
+    line = ConsoleLine(config.total_steps, config.tokens_per_step)
+    return Reporter(sinks, Console(line, sys.stdout, total_steps=config.total_steps, first_step=step))
+
+
+def _report_resume(found: Found, config: Config, incidents: Incidents, allowed: Sequence[str]) -> None:
+    """Says where the run goes on and what has changed since; refuses a change that alters the result unasked."""
+    step = found.manifest.step
+    for line in found.rejected:
+        print(f"warning: {line}; falling back to {found.directory.name}", file=sys.stderr)
+        incidents.record("damaged_checkpoint", step=step, rank=0, message=line)
+    print(f"resuming from {found.directory} (step {step})")
+    changes = config_diff(yaml.safe_load((found.directory / CONFIG).read_text()), config)
+    for change in changes:
+        print(f"changed since then: {change}")
+    refused = [c for c in changes if c.effect == "shape" or (c.effect == "result" and c.key not in allowed)]
+    if refused:
+        keys = [change.key for change in refused if change.effect != "shape"]
+        shapes = [change.key for change in refused if change.effect == "shape"]
+        raise UserError(
+            f"the config differs from the checkpoint's in {', '.join(c.key for c in refused)}",
+            where=str(found.directory),
+            mend="; ".join(
+                [f"{', '.join(shapes)} cannot change: start another run.dir"] * bool(shapes)
+                + ["to go on with it: " + " ".join(f"--allow-change {key}" for key in keys)] * bool(keys)
+            ),
+        )
+
+
+def _record_run(directory: RunDirectory, config: Config, tokenizer: Tokenizer) -> int:
+    """Writes what this attempt runs with into the run directory; returns the attempt's number."""
+    before = json.loads(directory.environment.read_text()) if directory.environment.is_file() else {}
+    attempt = int(before.get("attempt", 0)) + 1
+    sources = (*config.data.train, *config.data.valid, *config.data.test)
+    manifests = {source.path: read_manifest(source.path) for source in sources}
+    data = {path: manifest and manifest.bin_sha256 for path, manifest in manifests.items()}
+    facts = {"attempt": attempt} | environment(argv=sys.argv, data=data, tokenizer=tokenizer.fingerprint)
+    directory.done.unlink(missing_ok=True)
+    write_bytes(directory.config, to_yaml(config).encode())
+    write_bytes(directory.environment, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    if not directory.tokenizer.is_dir():
+        partial = directory.path / ".tokenizer.partial"
+        partial.mkdir(exist_ok=True)
+        tokenizer.save_huggingface(partial)
+        partial.rename(directory.tokenizer)
+    log.info("attempt %d begins", attempt)
+    return attempt

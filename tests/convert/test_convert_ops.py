@@ -1,0 +1,53 @@
+"""Every op undoes itself bit for bit, and the grouped layout is the one that megatron-core reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_lm_zh.convert.ops import OPS, Sizes
+
+SIZES = Sizes(
+    hidden_size=24,
+    ffn_hidden_size=40,
+    num_attention_heads=6,
+    num_query_groups=2,
+    kv_channels=4,
+    vocab_size=131,
+    padded_vocab_size=256,
+)
+HF_ROWS = {"identity": (24,), "gate_up": (40, 40), "grouped_qkv": (24, 8, 8), "padded_vocab": (131,)}
+MEGATRON_ROWS = {"identity": 24, "gate_up": 80, "grouped_qkv": 40, "padded_vocab": 256}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_an_op_undoes_itself(name: str, dtype: torch.dtype) -> None:
+    op = OPS[name]
+    hf = tuple(torch.randn(rows, 24).to(dtype) for rows in HF_ROWS[name])
+    megatron = op.to_megatron(hf, SIZES)
+    assert megatron.shape == (MEGATRON_ROWS[name], 24) and megatron.dtype == dtype
+    back = op.to_hf(megatron, SIZES)
+    assert [tensor.shape for tensor in back] == [tensor.shape for tensor in hf]
+    assert all(torch.equal(one, two) for one, two in zip(back, hf, strict=True))
+    if name != "padded_vocab":  # its padding is zeros again, whatever it was
+        assert torch.equal(op.to_megatron(back, SIZES), megatron)
+
+
+def test_every_op_is_tested() -> None:
+    assert set(OPS) == set(HF_ROWS)
+
+
+def test_padding_is_zero() -> None:
+    padded = OPS["padded_vocab"].to_megatron((torch.randn(131, 24),), SIZES)
+    assert padded[131:].count_nonzero() == 0
+
+
+def test_qkv_is_grouped_by_key_head() -> None:
+    query = torch.arange(24.0).unsqueeze(1)
+    key = 100 + torch.arange(8.0).unsqueeze(1)
+    value = 200 + torch.arange(8.0).unsqueeze(1)
+    fused = OPS["grouped_qkv"].to_megatron((query, key, value), SIZES).flatten().tolist()
+    first = [*range(12), *range(100, 104), *range(200, 204)]
+    second = [*range(12, 24), *range(104, 108), *range(204, 208)]
+    assert fused == first + second

@@ -1,0 +1,193 @@
+"""From config to batches: names, checks, the order of micro-batches, the thread that prepares them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from making import random_texts, write_dataset, write_jsonl
+
+from megatron_lm_zh.config import schema
+from megatron_lm_zh.data.indexed import IndexedDatasetWriter
+from megatron_lm_zh.data.loader import MicroBatches, build_datasets, count_text
+from megatron_lm_zh.data.preprocess import Job, preprocess
+from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.tokenizer.base import Tokenizer
+
+SEQ = 8
+
+
+def make_config(train: list[tuple[Path | str, float]], **data) -> schema.Config:
+    sources = tuple(schema.Source(path=str(path), weight=weight) for path, weight in train)
+    tokenizer = schema.Tokenizer(type="SentencePiece", path="unused")
+    return schema.Config(
+        run=schema.Run(dir="unused"),
+        model=schema.Model(num_layers=1, hidden_size=8, num_attention_heads=1, seq_length=SEQ),
+        data=schema.Data(tokenizer=tokenizer, train=sources, **data),
+        train=schema.Train(steps=1, global_batch_size=4),
+        optim=schema.Optim(lr=1e-3),
+    )
+
+
+def loader(dataset, **changes) -> MicroBatches:
+    arguments = {
+        "micro_batch_size": 2,
+        "global_batch_size": 8,
+        "data_parallel_rank": 0,
+        "data_parallel_size": 2,
+        "consumed_samples": 0,
+        "vocab_size": 300,
+    }
+    return MicroBatches(dataset, **{**arguments, **changes})
+
+
+class Numbers:
+    """Sample i is [i, i, ...]."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.full(SEQ + 1, index, dtype=np.int64)
+
+    def origin(self, index: int) -> str:
+        return f"numbers sample {index}"
+
+
+def test_builds_every_use_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "x").mkdir()
+    zh = write_dataset(tmp_path / "zh_text_document", [20] * 100)
+    other = write_dataset(tmp_path / "x" / "zh_document", [20] * 100)
+    built = build_datasets(make_config([(zh, 2.0), (other, 1.0)], split="90,10,0"), tokenizer, train_samples=30)
+    assert len(built.train) >= 30
+    assert list(built.valid) == ["zh", "zh-2"]
+    assert dict(built.test) == {}
+    assert len(built.valid["zh"]) == (10 * 20 - 1) // SEQ
+    assert built.train[0].shape == (SEQ + 1,)
+
+    own = make_config([(zh, 1.0)], valid=(schema.Source(path=str(other)),), split="90,10,0")
+    built = build_datasets(own, tokenizer, train_samples=1)
+    assert list(built.valid) == ["zh"]
+    assert len(built.valid["zh"]) == (100 * 20 - 1) // SEQ
+    assert len(built.train) == (100 * 20 - 1) // SEQ  # nothing need be held out
+
+
+def test_bad_datasets_are_one_line_with_the_key(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    good = write_dataset(tmp_path / "good", [20] * 100)
+    small = write_dataset(tmp_path / "small", [3, 2])
+
+    def error(config: schema.Config) -> str:
+        with pytest.raises(UserError) as raised:
+            build_datasets(config, tokenizer, train_samples=4)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    assert error(make_config([(good, 1.0), (tmp_path / "none", 1.0)])).startswith("data.train[1].path: no dataset at")
+    assert "data.train[0].path: the train part" in error(make_config([(small, 1.0)], split="1,0,0"))
+    assert "has 0 documents with 0 tokens" in error(make_config([(small, 1.0)], split="0.1,99,0"))
+    assert "make its share 0" in error(make_config([(write_dataset(tmp_path / "few", [30] * 10), 1.0)]))
+    assert "leaves nothing to train on" in error(make_config([(good, 1.0)], split="0,1,0"))
+    config = make_config([(good, 1.0)])
+    assert error(replace(config, model=replace(config.model, vocab_size=100))).startswith("model.vocab_size: ")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_are_megatrons_sequential_order(size: int) -> None:
+    seen = []
+    loaders = [loader(Numbers(43), data_parallel_rank=rank, data_parallel_size=size) for rank in range(size)]
+    for batches in zip(*loaders, strict=True):
+        seen += [index for batch in batches for index in batch["tokens"][:, 0].tolist()]
+    assert seen == list(range(40))  # 43 samples hold 5 full global batches of 8
+
+
+def test_position_is_consumed_samples_alone() -> None:
+    whole = [batch["tokens"][:, 0].tolist() for batch in loader(Numbers(40), data_parallel_size=1)]
+    resumed = [
+        batch["tokens"][:, 0].tolist() for batch in loader(Numbers(40), data_parallel_size=1, consumed_samples=16)
+    ]
+    assert resumed == whole[8:]
+    with loader(Numbers(40), data_parallel_size=2, data_parallel_rank=1, consumed_samples=16) as other_layout:
+        assert len(other_layout) == 6
+        assert next(other_layout)["tokens"][:, 0].tolist() == [18, 19]
+
+
+def test_batch_is_shifted_and_unmasked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    dataset = build_datasets(
+        make_config([(write_dataset(tmp_path / "d", [30] * 20), 1.0)], split="1,0,0"), tokenizer, train_samples=8
+    ).train
+    with loader(dataset) as batches:
+        batch = next(batches)
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in batch.items()} == {
+        "tokens": ((2, SEQ), torch.int64),
+        "labels": ((2, SEQ), torch.int64),
+        "loss_mask": ((2, SEQ), torch.float32),
+        "position_ids": ((2, SEQ), torch.int64),
+    }
+    assert torch.equal(batch["tokens"][:, 1:], batch["labels"][:, :-1])
+    assert batch["loss_mask"].min() == 1
+    assert batch["position_ids"].tolist() == [list(range(SEQ))] * 2
+    np.testing.assert_array_equal(batch["labels"][1].numpy(), dataset[1][1:])
+
+
+def test_id_outside_the_vocabulary_names_its_place(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with IndexedDatasetWriter(tmp_path / "bad", np.dtype(np.uint16)) as writer:
+        for _ in range(10):
+            writer.add_document([5] * 20 + [999])
+    dataset = build_datasets(make_config([(tmp_path / "bad", 1.0)], split="1,0,0"), tokenizer, train_samples=8).train
+    with pytest.raises(UserError, match=r"bad.* sample \d+, document \d+: token id 999 is not in .* ids below 300"):
+        list(loader(dataset))
+
+
+def data_threads() -> int:
+    return sum(thread.name == "data" for thread in threading.enumerate())
+
+
+def test_thread_ends_with_its_consumer() -> None:
+    batches = loader(Numbers(10_000))
+    next(batches)
+    assert data_threads() == 1
+    batches.close()
+    batches.close()
+    assert data_threads() == 0
+    assert list(batches) == []
+    abandoned = loader(Numbers(10_000))
+    thread = abandoned._thread
+    del abandoned
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_errors_of_the_thread_reach_the_consumer() -> None:
+    class Broken(Numbers):
+        def __getitem__(self, index: int) -> np.ndarray:
+            if index == 5:
+                raise OSError("the disk went away")
+            return super().__getitem__(index)
+
+    batches = loader(Broken(40), data_parallel_size=1)
+    assert next(batches)["tokens"][0, 0] == 0
+    next(batches)
+    with pytest.raises(OSError, match="went away"):
+        next(batches)
+    assert data_threads() == 0
+
+
+def test_text_is_counted_exactly_whatever_the_windows(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = [*random_texts(30), "罕见字𠮷😀é"]  # the last is spelled in bytes
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    (manifest,) = preprocess(
+        Job((path,), str(tmp_path / "o"), tokenizer_type="SentencePiece", append_eod=True), tokenizer
+    ).values()
+    ids = np.array([id_ for text in texts for id_ in [*tokenizer.encode(text), tokenizer.eod]])
+    windows = [ids[at : at + 7] for at in range(0, len(ids), 7)]
+    sizes = [count_text(tokenizer, window[None]) for window in windows]
+    assert sum(size.bytes for size in sizes) == manifest.bytes
+    assert sum(size.characters for size in sizes) == manifest.characters
+    assert count_text(tokenizer, np.array([[tokenizer.eod, 10**6]])).bytes == 0
