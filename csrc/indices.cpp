@@ -44,10 +44,11 @@ Array<T> build_sample_idx(const Array<int32_t> &lengths, const Array<int32_t> &d
 
     int64_t total = 0;
     for (int64_t i = 0; i < num_documents; ++i) {
-        require(document[i] >= 0 && document[i] < num_lengths,
-                "document " + std::to_string(document[i]) + " is not among " + std::to_string(num_lengths));
-        require(length[document[i]] >= 0, "document " + std::to_string(document[i]) + " has a negative length");
-        total += length[document[i]];
+        const int32_t id = document[i];
+        if (id < 0 || id >= num_lengths)
+            throw std::invalid_argument("document " + std::to_string(id) + " is not among " + std::to_string(num_lengths));
+        if (length[id] < 0) throw std::invalid_argument("document " + std::to_string(id) + " has a negative length");
+        total += length[id];
     }
     const int64_t samples = total > extra_tokens ? (total - extra_tokens) / seq_length : 0;
 
@@ -59,9 +60,13 @@ Array<T> build_sample_idx(const Array<int32_t> &lengths, const Array<int32_t> &d
         *out++ = 0;
         int64_t at = 0;          // position in `documents`
         int64_t begin = 0;       // tokens before that document
+        int64_t end = samples ? length[document[0]] : 0;  // tokens up to its end
         for (int64_t sample = 1; sample <= samples; ++sample) {
             const int64_t last = sample * seq_length + extra_tokens - 1;  // last token of the sample that ends here
-            while (begin + length[document[at]] <= last) begin += length[document[at++]];
+            while (end <= last) {
+                begin = end;
+                end += length[document[++at]];
+            }
             *out++ = static_cast<T>(at);
             *out++ = static_cast<T>(last + 1 - extra_tokens - begin);
         }
@@ -78,7 +83,8 @@ py::tuple build_blending_indices(const Array<double> &weights, int64_t size) {
     require(size >= 0, "size must not be negative, got " + std::to_string(size));
     const double *const weight = weights.data();
     for (int64_t i = 0; i < sources; ++i)
-        require(std::isfinite(weight[i]) && weight[i] >= 0, "weight " + std::to_string(weight[i]) + " of source " + std::to_string(i));
+        require(std::isfinite(weight[i]) && weight[i] >= 0,
+                "weight " + std::to_string(weight[i]) + " of source " + std::to_string(i));
 
     Array<int16_t> source_of(static_cast<py::ssize_t>(size));
     Array<int64_t> sample_of(static_cast<py::ssize_t>(size));

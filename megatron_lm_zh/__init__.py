@@ -1,3 +1,3 @@
-"""megatron_lm_zh: Megatron-style pretraining for bilingual language models, from raw text to a Hugging Face checkpoint."""
+"""Megatron-style pretraining of bilingual language models, from raw text to a Hugging Face checkpoint."""
 
 __version__ = "0.1.0"

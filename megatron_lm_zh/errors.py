@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_NON_FINITE = 3
+EXIT_PARITY = 4
 
 
 class UserError(Exception):

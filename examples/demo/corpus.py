@@ -17,7 +17,7 @@ FACTS = 40_000
 VALID_FACTS = 1_500
 HELD_OUT_PER_RELATION = 40
 LEXICON_DOCUMENTS = 4_000
-LEXICON_REPEATS = 60
+LEXICON_REPEATS = 200
 LIBRARY_CHARACTERS = 900_000
 DOCUMENT_CHARACTERS = 3_000
 USER_CHARACTERS = 20_000_000
@@ -96,7 +96,9 @@ def write_split(output: Path, name: str, documents: Iterable[str]) -> tuple[int,
     """Every VALID_EVERY-th document to `NAME_valid.jsonl`, the others to `NAME.jsonl`."""
     texts = list(documents)
     train = write_jsonl(output / f"{name}.jsonl", ({"text": t} for i, t in enumerate(texts) if i % VALID_EVERY))
-    valid = write_jsonl(output / f"{name}_valid.jsonl", ({"text": t} for i, t in enumerate(texts) if not i % VALID_EVERY))
+    valid = write_jsonl(
+        output / f"{name}_valid.jsonl", ({"text": t} for i, t in enumerate(texts) if not i % VALID_EVERY)
+    )
     return train, valid
 
 
@@ -108,7 +110,7 @@ def lexicon() -> list[str]:
     """
     words: set[str] = set()
     for _, statement in facts.documents(LEXICON_DOCUMENTS, SEED):
-        words.update(re.findall(r"[\u4e00-\u9fff]| ?[A-Za-z]+", statement.text))
+        words.update(re.findall(r"[^A-Za-z\s]| ?[A-Za-z]+", statement.text))
     return sorted(words) * LEXICON_REPEATS
 
 
@@ -120,7 +122,12 @@ def write_facts(output: Path) -> tuple[int, int]:
     write_jsonl(
         output / "held_out.jsonl",
         (
-            {"prompt": s.prompt, "answer": s.answer, "relation": r.name, "kind": "memorised" if r.memorised else "derived"}
+            {
+                "prompt": s.prompt,
+                "answer": s.answer,
+                "relation": r.name,
+                "kind": "memorised" if r.memorised else "derived",
+            }
             for r, s in facts.held_out(HELD_OUT_PER_RELATION, SEED + 1)
         ),
     )
@@ -131,7 +138,9 @@ def write_facts(output: Path) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the JSONL files are written")
-    parser.add_argument("--corpus", type=Path, metavar="USER.jsonl", help='further text to train on, {"text": ...} a line')
+    parser.add_argument(
+        "--corpus", type=Path, metavar="USER.jsonl", help='further text to train on, {"text": ...} a line'
+    )
     args = parser.parse_args()
     if args.corpus and not args.corpus.is_file():
         raise SystemExit(f"error: {args.corpus}: no such file")
@@ -142,7 +151,9 @@ def main() -> int:
     if args.corpus:
         counts["user"] = write_split(args.output, "user", user_documents(args.corpus))
     for name, (train, valid) in counts.items():
-        characters = sum(len(json.loads(line)["text"]) for line in (args.output / f"{name}.jsonl").open(encoding="utf-8"))
+        characters = sum(
+            len(json.loads(line)["text"]) for line in (args.output / f"{name}.jsonl").open(encoding="utf-8")
+        )
         print(f"{name:<10}{train:>8,} documents, {characters:>10,} characters; {valid:,} more to validate on")
     return 0
 

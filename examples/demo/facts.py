@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from numerals import chinese, english
-from tables import COLOURS, CONTINENTS, COUNTRIES, MONTHS, THINGS, UNITS, WEEKDAYS_EN, WEEKDAYS_ZH
+from tables import COLOURS, CONTINENTS, COUNTRIES, MONTHS, THINGS, UNITS
 
 HELD_OUT_PERCENT = 8
 Arguments = tuple[int | str, ...]
@@ -72,35 +72,16 @@ def counting(number: int) -> str:
 
 
 def say_number(n: int) -> list[Statement]:
-    return [
-        zh(f"数字{n}读作：", chinese(n)),
-        zh(f"{chinese(n)}写成数字：", n),
-        zh(f"{chinese(n)}的英文：", english(n)),
-        en(f"In Chinese, {english(n)} is:", chinese(n)),
-    ]
+    return [zh(f"数字{n}读作：", chinese(n)), zh(f"{chinese(n)}写成数字：", n)]
+
+
+def say_words(n: int) -> list[Statement]:
+    return [zh(f"{chinese(n)}，翻译成英文：", english(n)), en(f"In Chinese, {english(n)}:", chinese(n))]
 
 
 def say_sum(a: int, b: int) -> list[Statement]:
     x, y, z = chinese(a), chinese(b), chinese(a + b)
     return [zh(f"{x}加{y}等于几？", z), zh(f"{x}＋{y}＝", z)]
-
-
-def say_product(a: int, b: int) -> list[Statement]:
-    x, y, z = chinese(a), chinese(b), chinese(a * b)
-    return [zh(f"{x}乘{y}等于几？", z), zh(f"{x}×{y}＝", z), zh(f"九九表：{x}{y}，", z)]
-
-
-def say_sequence(start: int, step: int) -> list[Statement]:
-    numbers = [start + step * i for i in range(4)]
-    words, last = [chinese(n) for n in numbers], numbers[-1]
-    return [
-        zh(f"{'、'.join(words[:3])}，下一个数：", words[3]),
-        zh(f"找规律：{'、'.join(map(str, numbers[:3]))}、", last),
-    ]
-
-
-def say_larger(a: int, b: int) -> list[Statement]:
-    return [zh(f"{a}和{b}，较大的数：", max(a, b)), en(f"The larger of {a} and {b}:", max(a, b))]
 
 
 def say_date(year: int, month: int, day: int) -> list[Statement]:
@@ -161,37 +142,26 @@ def say_continent(index: int) -> list[Statement]:
     ]
 
 
-def say_weekday(day: int, later: int) -> list[Statement]:
-    then = (day + later) % 7
-    return [
-        zh(f"今天{WEEKDAYS_ZH[day]}，{counting(later)}天后：", WEEKDAYS_ZH[then]),
-        zh(f"{WEEKDAYS_ZH[day]}再过{counting(later)}天是星期几？", WEEKDAYS_ZH[then]),
-        en(f"{english(later)} days after {WEEKDAYS_EN[day]} comes", WEEKDAYS_EN[then]),
-    ]
-
-
 def _pairs(first: range, second: range) -> tuple[Arguments, ...]:
     return tuple(itertools.product(first, second))
 
 
-def _unordered(arguments: Arguments) -> Arguments:
-    return tuple(sorted(arguments))  # type: ignore[type-var]
+def _sums() -> tuple[Arguments, ...]:
+    """Additions of a digit to a number of two digits, without a carry."""
+    return tuple((a, b) for a in range(11, 99) for b in range(1, 10) if a % 10 and a % 10 + b < 10)
 
 
 RELATIONS = (
-    Relation("number", tuple((n,) for n in range(111, 1000)), say_number, share=2),
-    Relation("sum", _pairs(range(1, 50), range(1, 10)), say_sum, share=1.5, key=_unordered),
-    Relation("sequence", _pairs(range(11, 80), range(1, 6)), say_sequence),
-    Relation("larger", tuple(p for p in _pairs(range(100, 1000, 7), range(103, 1000, 11)) if p[0] != p[1]), say_larger, share=0.5, key=_unordered),
+    Relation("number", tuple((n,) for n in range(111, 1000)), say_number),
+    Relation("words", tuple((n,) for n in range(21, 100)), say_words, share=0.5),
+    Relation("sum", _sums(), say_sum),
     Relation("date", tuple(itertools.product(range(1950, 2050), range(1, 13), range(1, 29))), say_date),
     Relation("next day", _pairs(range(1, 13), range(1, 28)), say_next_day),
     Relation("clock", _pairs(range(1, 24), range(11, 60)), say_clock),
-    Relation("unit", _pairs(range(2, 100), range(len(UNITS))), say_unit),
-    Relation("things", tuple(itertools.product(range(2, 10), COLOURS, range(len(THINGS)))), say_things, share=1.5),
-    Relation("product", _pairs(range(1, 10), range(1, 10)), say_product, share=0.7, memorised=True),
-    Relation("capital", tuple((i,) for i in range(len(COUNTRIES))), say_capital, share=1.2, memorised=True),
-    Relation("continent", tuple((i,) for i in range(len(COUNTRIES))), say_continent, share=0.7, memorised=True),
-    Relation("weekday", _pairs(range(7), range(1, 7)), say_weekday, share=0.7, memorised=True),
+    Relation("unit", _pairs(range(11, 100), range(len(UNITS))), say_unit),
+    Relation("things", tuple(itertools.product(range(2, 10), COLOURS, range(len(THINGS)))), say_things),
+    Relation("capital", tuple((i,) for i in range(len(COUNTRIES))), say_capital, memorised=True),
+    Relation("continent", tuple((i,) for i in range(len(COUNTRIES))), say_continent, share=0.5, memorised=True),
 )
 
 

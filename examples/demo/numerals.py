@@ -4,10 +4,28 @@ from __future__ import annotations
 
 DIGITS_ZH = "零一二三四五六七八九"
 UNITS_ZH = {"千": 1000, "百": 100, "十": 10}
-BELOW_TWENTY = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
+BELOW_TWENTY = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
 TENS = " ".join(["- -", "twenty thirty forty fifty sixty seventy eighty ninety"]).split()
 MAX = 9999
 

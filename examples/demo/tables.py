@@ -105,12 +105,27 @@ THINGS = tuple(
 房子|座|houses""".splitlines()
 )
 
-COLOURS = dict(zip("红蓝绿黄白黑灰紫", "red blue green yellow white black grey purple".split(), strict=True))
+COLOURS = dict(
+    zip("红蓝绿黄白黑灰紫", ["red", "blue", "green", "yellow", "white", "black", "grey", "purple"], strict=True)
+)
 
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 WEEKDAYS_ZH = tuple("星期" + day for day in "一二三四五六日")
-WEEKDAYS_EN = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
+WEEKDAYS_EN = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
 
 UNITS = (
     Unit("公里", "kilometres", 1000, "米", "metres"),

@@ -43,7 +43,8 @@ def _parser_for(prog: str, name: str) -> argparse.ArgumentParser:
 
 
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    args = parser.parse_args(arguments)
+    # Overrides may stand before and after flags, which argparse allows only where a command has no sub-commands.
+    args = parser.parse_args(arguments) if parser._subparsers else parser.parse_intermixed_args(arguments)
     try:
         return int(args.run(args))
     except UserError as error:
@@ -65,7 +66,11 @@ def main_for(*words: str) -> int:
 
 def main() -> int:
     """Runs `mlzh COMMAND ...` and returns its exit code."""
-    arguments = sys.argv[1:]
+    return main_for_arguments(sys.argv[1:])
+
+
+def main_for_arguments(arguments: Sequence[str]) -> int:
+    """Runs `mlzh` with these arguments and returns its exit code."""
     if arguments and arguments[0] in COMMANDS:
         return _run(_parser_for(f"mlzh {arguments[0]}", arguments[0]), arguments[1:])
     if arguments and arguments[0] in ("--version", "-V"):

@@ -1,7 +1,7 @@
 """Trains a model from a config file, or resumes it from its run directory.
 
-Under torchrun, srun or mpirun this process is one rank of the world that they started. Started alone, it starts the ranks
-itself on this machine: the smallest world that the layout allows, or --ranks N.
+Under torchrun, srun or mpirun this process is one rank of the world that they started. Started alone, it starts the
+ranks itself on this machine: the smallest world that the layout allows, or --ranks N.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Loads the config, then trains as one rank or starts the ranks that do."""
     from megatron_lm_zh.config.load import load_config
+    from megatron_lm_zh.data.inputs import open_inputs
     from megatron_lm_zh.errors import UserError
     from megatron_lm_zh.run_directory import RunDirectory
     from megatron_lm_zh.runtime.launch import launch_local
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         world = ranks.world
     config = load_config(args.config, args.overrides, world=world)
     if ranks.launcher == "alone" and world > 1:
+        open_inputs(config)  # what is wrong with them is said here, before there are ranks and log files
         command = [sys.executable, "-m", "megatron_lm_zh", "pretrain", args.config, *args.overrides]
         command += [word for key in args.allow_change for word in ("--allow-change", key)]
         return launch_local(command, world, log_dir=RunDirectory(Path(config.run.dir)).logs, environ=os.environ)

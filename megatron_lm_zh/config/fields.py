@@ -56,9 +56,14 @@ def keys_of(section: type, path: KeyPath = ()) -> dict[str, Key]:
 def find(path: KeyPath) -> Key | None:
     """The key at `path` (indices as numbers or as text), or None where the schema has none.
 
-    Of sections with a `kind`, the first that has the key serves.
+    Where several kinds of a section have the key, the result allows what any of them allows.
     """
-    return next(_walk((Config,), path, ()), None)
+    found = list(_walk((Config,), path, ()))
+    if not found:
+        return None
+    types = tuple(dict.fromkeys(kind for key in found for kind in key.types))
+    default = found[0].default if len({key.default for key in found}) == 1 else "required"
+    return dataclasses.replace(found[0], types=types, default=default)
 
 
 def valid_names(path: KeyPath, values: Any = None) -> tuple[str, ...]:
@@ -86,7 +91,8 @@ def all_keys() -> Iterator[Key]:
             else:
                 yield key
 
-    yield from {key.path: key for key in walk(Config, ())}.values()
+    paths = dict.fromkeys(key.path for key in walk(Config, ()))
+    yield from filter(None, map(find, paths))
 
 
 def _walk(sections: tuple[type, ...], path: KeyPath, done: KeyPath) -> Iterator[Key]:

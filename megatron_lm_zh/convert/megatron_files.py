@@ -133,7 +133,8 @@ def write_weights(directory: Path, specs: Mapping[str, TensorSpec], compute: Cal
             warnings.simplefilter("ignore")
             dcp.save(
                 {name: spec.empty() for name, spec in specs.items()},
-                storage_writer=dcp.FileSystemWriter(directory),
+                # a file a tensor: the writer keeps every tensor of a file in memory until the file is done
+                storage_writer=dcp.FileSystemWriter(directory, single_file_per_rank=False),
                 planner=_LazyPlanner(compute),
                 no_dist=True,
             )
@@ -182,5 +183,9 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _cause(error: CheckpointException) -> BaseException:
-    """What went wrong on the only rank there is."""
-    return error.failures[0][0]
+    """What went wrong on the only rank there is; what the system said, where torch.save hid it behind its own error."""
+    cause = error.failures[0][0]
+    context: BaseException | None = cause
+    while context is not None and not isinstance(context, OSError):
+        context = context.__context__
+    return context or cause

@@ -1,8 +1,8 @@
 """Megatron's .bin/.idx pair, byte for byte megatron-core's IndexedDataset, read and written with NumPy alone.
 
 The .idx file, little-endian: magic ``MMIDIDX\\0\\0``; version 1 (uint64); dtype code (uint8); number of sequences n
-(uint64); number of document marks d (uint64); sequence lengths in tokens (int32 [n]); sequence pointers, byte offsets in
-the .bin file (int64 [n]); document indices, the first sequence of each document and n at the end (int64 [d]).
+(uint64); number of document marks d (uint64); sequence lengths in tokens (int32 [n]); sequence pointers, byte offsets
+in the .bin file (int64 [n]); document indices, the first sequence of each document and n at the end (int64 [d]).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megatron_lm_zh.files import atomic_file, sync_directory, temporary_name, wr
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPE_CODES = {
+DTYPE_CODES: dict[int, np.dtype] = {
     1: np.dtype("<u1"),
     2: np.dtype("<i1"),
     3: np.dtype("<i2"),
@@ -139,7 +139,7 @@ class IndexedDataset:
 class IndexedDatasetWriter:
     """Writes a .bin/.idx pair, one sequence a document; both appear when `finalize` is done, or neither.
 
-    Used as a context manager, it finalizes at the end of the block and removes its temporary files when the block raises.
+    As a context manager it finalizes at the end of the block, and removes its temporary files when the block raises.
 
     Args:
         prefix: path without ``.bin`` and ``.idx``; its directory exists.

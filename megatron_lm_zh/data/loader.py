@@ -48,8 +48,8 @@ class _Opened:
 def build_datasets(config: Config, tokenizer: Tokenizer, *, train_samples: int) -> Datasets:
     """Opens and checks every dataset of the config and lays out its samples.
 
-    `data.split` cuts the train sources; the share of a use that has datasets of its own (`data.valid`, `data.test`) goes to
-    the other two. Validation and test sources give one epoch each.
+    `data.split` cuts the train sources; the share of a use that has datasets of its own (`data.valid`, `data.test`)
+    goes to the other two. Validation and test sources give one epoch each.
 
     Args:
         config: the run.
@@ -60,13 +60,6 @@ def build_datasets(config: Config, tokenizer: Tokenizer, *, train_samples: int) 
         UserError: a dataset is missing, damaged, made with another tokenizer, or too small for its share.
     """
     data = config.data
-    rows = config.model.vocab_size
-    if rows is not None and rows < tokenizer.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, more than the {rows} of the embedding",
-            where="model.vocab_size",
-            expected=f"{tokenizer.vocab_size} or more, or no model.vocab_size at all",
-        )
     train = _open("train", data.train, tokenizer)
     valid = _open("valid", data.valid, tokenizer)
     test = _open("test", data.test, tokenizer)
@@ -308,22 +301,18 @@ class TextSize:
 
 
 class TextMeter:
-    """Counts the text that token ids stand for; bits per byte and per character divide by it.
+    """Counts the text that token ids stand for: what bits per byte and per character divide by.
 
     A character is counted where its first byte is, so windows that cut one in two add up to the whole text. Special
-    tokens are no text. (A SentencePiece model that puts a space before each document counts that space.)
+    tokens are no text, nor are ids of padded vocabulary rows. (A SentencePiece model that puts a space before each
+    document counts that space.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._sizes = tokenizer.token_sizes()
 
     def count(self, ids: NDArray) -> TextSize:
-        """Size of the text of ``ids``, of any shape; ids of padded vocabulary rows count nothing."""
+        """Size of the text of ``ids``, of any shape."""
         counts = np.bincount(np.asarray(ids).reshape(-1), minlength=len(self._sizes))[: len(self._sizes)]
         size = counts @ self._sizes
         return TextSize(bytes=int(size[0]), characters=int(size[1]))
-
-
-def count_text(tokenizer: Tokenizer, ids: NDArray) -> TextSize:
-    """Size of the text of ``ids`` [n, s], see `TextMeter`."""
-    return TextMeter(tokenizer).count(ids)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_lm_zh.data.documents import Chunk, EncodedChunk, encode_chunk, read_chunks
-from megatron_lm_zh.data.indexed import IndexedDatasetWriter, bin_path, dtype_for
+from megatron_lm_zh.data.indexed import IndexedDatasetWriter, bin_path, dtype_for, idx_path
 from megatron_lm_zh.data.manifest import Manifest, SourceRecord, TokenizerRecord, manifest_path, write_manifest
 from megatron_lm_zh.data.workers import ordered_map
 from megatron_lm_zh.errors import UserError
@@ -105,8 +105,14 @@ def preprocess(
         for prefix in prefixes.values():
             manifest_path(prefix).unlink(missing_ok=True)  # an older one must not speak for the new files
     manifests = {prefixes[key]: _manifest(job, key, tokenizer, writers[key], tally) for key in job.json_keys}
-    for prefix, manifest in manifests.items():
-        write_manifest(prefix, manifest)
+    try:
+        for prefix, manifest in manifests.items():
+            write_manifest(prefix, manifest)
+    except UserError:
+        for prefix in manifests:
+            for path in (bin_path(prefix), idx_path(prefix), manifest_path(prefix)):
+                path.unlink(missing_ok=True)
+        raise
     return manifests
 
 

@@ -1,8 +1,8 @@
 """Fixed-length samples of one dataset, in megatron-core's GPTDataset order, bit for bit.
 
-Documents are shuffled and read one after another, epoch after epoch; every `seq_length` tokens make a sample, which also
-sees the token that follows (the last label); samples are shuffled. When only a small part of the last epoch is needed, it
-is shuffled apart, so that the samples left out are its own and not those of whole epochs.
+Documents are shuffled and read one after another, epoch after epoch; every `seq_length` tokens make a sample, which
+also sees the token that follows (the last label); samples are shuffled. When only a small part of the last epoch is
+needed, it is shuffled apart, so that the samples left out are its own and not those of whole epochs.
 """
 
 from __future__ import annotations

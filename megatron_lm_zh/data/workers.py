@@ -43,13 +43,11 @@ def ordered_map(
             there.close()
             connections.append(here)
             processes.append(process)
-        turn = 0
         waiting: deque[Connection] = deque()
-        for item in items:
+        for turn, item in enumerate(items):
             connection = connections[turn % workers]
             _send(connection, item)
             waiting.append(connection)
-            turn += 1
             if len(waiting) == workers * WAITING:
                 yield _receive(waiting.popleft())
         while waiting:
@@ -68,13 +66,13 @@ def _work(function: Callable[[Item], Result], parents_end: Connection, connectio
     while True:
         try:
             item = connection.recv()
-        except EOFError:
+            try:
+                answer: Result | Exception = function(item)
+            except Exception as error:  # raised again by the parent
+                answer = error
+            connection.send(answer)
+        except (EOFError, ConnectionError):  # the parent has gone
             return
-        try:
-            answer: Result | Exception = function(item)
-        except Exception as error:  # raised again by the parent
-            answer = error
-        connection.send(answer)
 
 
 def _send(connection: Connection, item: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType

@@ -11,6 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_lm_zh.config import passthrough
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.models.initialise import initialise
 from megatron_lm_zh.models.spec import block_spec
@@ -59,7 +60,7 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         "gradient_accumulation_fusion": device.transformer_engine,
         "cross_entropy_loss_fusion": device.fused,
     }
-    return TransformerConfig(**(arguments | model.megatron))
+    return TransformerConfig(**(arguments | passthrough.arguments(TransformerConfig, model.megatron)))
 
 
 def ddp_config(config: Config) -> DistributedDataParallelConfig:
@@ -71,7 +72,9 @@ def ddp_config(config: Config) -> DistributedDataParallelConfig:
         "use_distributed_optimizer": config.optim.use_distributed_optimizer,
         "check_for_nan_in_grad": False,  # train/guards.py does it, with the step's number
     }
-    return DistributedDataParallelConfig(**(arguments | config.ddp.megatron))
+    return DistributedDataParallelConfig(
+        **(arguments | passthrough.arguments(DistributedDataParallelConfig, config.ddp.megatron))
+    )
 
 
 def build_gpt(config: Config, device: Device) -> GPTModel:

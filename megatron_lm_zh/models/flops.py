@@ -18,7 +18,7 @@ def flops_per_token(config: Config) -> float:
     """FLOPs of forward and backward for one token.
 
     Each weight of a matrix multiplication counts 6 (2 forward, 4 backward), the output layer included; attention counts
-    the causal half of its s x s scores and nothing for recomputation. Some published MFU figures count the whole square.
+    the causal half of its s x s scores and nothing for recomputation. Some published figures count the whole square.
     """
     model = config.model
     matrices = model.num_layers * _layer_matrices(config) + padded_vocab_size(config) * model.hidden_size

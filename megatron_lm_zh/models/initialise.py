@@ -1,4 +1,4 @@
-"""Initial weights that do not depend on the parallel layout: every block of a global tensor has a generator of its own."""
+"""Initial weights that do not depend on the parallel layout: each block of a global tensor has its own generator."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ RESIDUAL = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 def initialise(model: GPTModel, *, seed: int, std: float, num_layers: int) -> None:
     """Draws every matrix of `model` from N(0, std^2); vectors keep their constants.
 
-    The checkpoint's view of a parameter names it globally (layer number, gate and up halves, rows of the vocabulary) and
-    says where this rank's shard lies in it. Drawing by that name and place gives each layout the same model.
+    The checkpoint's view of a parameter names it globally (layer number, gate and up halves, rows of the vocabulary)
+    and says where this rank's shard lies in it. Drawing by that name and place gives each layout the same model.
     """
     with torch.no_grad():
         for tensor in sharded_tensors(model):

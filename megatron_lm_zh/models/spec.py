@@ -1,4 +1,4 @@
-"""The layer spec: Transformer Engine's where the device has it, else megatron-core's local one with our attention and norm."""
+"""The layer spec: Transformer Engine's where the device has it, else the local one with our attention and norm."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def layer_spec(device: Device) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     attention = spec.submodules.self_attention
     attention = replace(attention, submodules=replace(attention.submodules, core_attention=SdpaCoreAttention))
-    submodules = replace(
-        spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm, self_attention=attention
-    )
+    submodules = replace(spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm, self_attention=attention)
     return replace(spec, submodules=submodules)
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from megatron_lm_zh.observe.files import append_json, open_appending
+from megatron_lm_zh.observe.json_lines import append_json, open_appending
 
 
 class Incidents:

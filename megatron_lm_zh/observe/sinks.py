@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from megatron_lm_zh.config.schema import Log
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.observe.files import append_json, open_appending, replacing
+from megatron_lm_zh.files import atomic_file, write_bytes
+from megatron_lm_zh.observe.json_lines import append_json, open_appending
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def rewind(path: Path, step: int) -> int:
     with path.open("rb") as lines:
         dropped = sum(not _stands(line, step) for line in lines)
     if dropped:
-        with path.open("rb") as lines, replacing(path) as kept:
+        with path.open("rb") as lines, atomic_file(path) as kept:
             kept.writelines(line.rstrip(b"\n") + b"\n" for line in lines if _stands(line, step))
     return dropped
 
@@ -180,8 +181,7 @@ def _run_id(run_dir: Path) -> str:
         return path.read_text().strip()
     path.parent.mkdir(parents=True, exist_ok=True)
     run_id = uuid.uuid4().hex
-    with replacing(path) as file:
-        file.write(run_id.encode())
+    write_bytes(path, run_id.encode())
     return run_id
 
 

@@ -8,6 +8,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_lm_zh.config import passthrough
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.models.build import DTYPES
 from megatron_lm_zh.optim.adamw import use_as_fused_adam
@@ -31,7 +32,7 @@ def optimizer_config(config: Config) -> OptimizerConfig:
         "params_dtype": dtype,
         "bf16": config.precision.dtype == "bf16",
     }
-    return OptimizerConfig(**(arguments | optim.megatron))
+    return OptimizerConfig(**(arguments | passthrough.arguments(OptimizerConfig, optim.megatron)))
 
 
 def build_optimizer(config: Config, model: list[DistributedDataParallel]) -> MegatronOptimizer:

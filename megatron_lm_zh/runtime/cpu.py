@@ -1,7 +1,7 @@
-"""Lets megatron-core run without a GPU: every name of `torch.cuda` and of megatron-core that must mean the CPU, in one place.
+"""Lets megatron-core run without a GPU: every name that must mean the CPU, redirected in one place.
 
 Each point stands with its reason. `CpuAdapter` puts them in place and takes them away again, after which `torch` is as
-before. It must never be active in a process that loads Hugging Face models: transformers then builds uninitialised buffers.
+before. It must never be active in a process that loads Hugging Face models: they then get uninitialised buffers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 CPU = torch.device("cpu")
 
-# Factories that megatron-core calls with a literal device="cuda" (optimizers, schedules, gradient clipping, checkpoints).
+# Factories that megatron-core calls with a literal device="cuda" (optimizers, schedules, clipping, checkpoints).
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like", "ones_like")
 
 
@@ -69,7 +69,7 @@ def _nothing() -> Callable[..., None]:
 
 
 def _not_compiled(function: Any = None, **options: object) -> Any:
-    # Decorates megatron-core's small fused functions at import: compiling each takes longer on a CPU than it ever saves.
+    # Decorates megatron-core's small fused functions at import: compiling them takes longer on a CPU than it saves.
     return function if function is not None else (lambda decorated: decorated)
 
 
@@ -119,7 +119,7 @@ def _set_rng_state(state: torch.Tensor, *args: object, **kwargs: object) -> None
 
 
 class CpuAdapter:
-    """Redirects what megatron-core asks of CUDA to the CPU; `install()` before megatron is imported, `remove()` undoes it."""
+    """Redirects what megatron-core asks of CUDA to the CPU; `install()` before megatron is imported."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []

@@ -1,4 +1,4 @@
-"""Random generators of this rank: python's, numpy's, torch's and megatron-core's, seeded, saved and restored together."""
+"""This rank's random generators: python's, numpy's, torch's, megatron-core's, seeded, saved and restored together."""
 
 from __future__ import annotations
 

@@ -60,12 +60,12 @@ def launch_local(command: Sequence[str], world: int, *, log_dir: Path | None, en
         if failed is None:
             return 0
         _wait_all(ranks, _OWN_WORDS_S)
-        code = _exit_code(ranks[failed])
-        rank_0_said_it = failed == 0 or ranks[0].poll() == ranks[failed].returncode
+        code = ranks[failed].returncode
+        user_knows = code > 0 and ranks[0].poll() == code  # from rank 0, which writes to our terminal
         _stop(ranks, grace_s=_GRACE_S)
-        if not rank_0_said_it:
-            _report(failed, code, logs[failed - 1], log_dir)
-        return code
+        if not user_knows:
+            _report(failed, code, logs[failed - 1] if failed else None, log_dir)
+        return 128 - code if code < 0 else code
 
 
 def _rank_environ(environ: Mapping[str, str], rank: int, world: int, port: int) -> dict[str, str]:
@@ -173,18 +173,19 @@ def _stop(ranks: Sequence[subprocess.Popen[bytes]], *, grace_s: float) -> None:
             rank.wait()
 
 
-def _exit_code(rank: subprocess.Popen[bytes]) -> int:
-    """The code a shell would give: 128 + n for signal n."""
-    code = rank.returncode
-    return 128 - code if code < 0 else code
-
-
-def _report(rank: int, code: int, log: IO[bytes], log_dir: Path | None) -> None:
-    """Shows on our stderr the end of what a failed rank wrote."""
-    log.seek(0, os.SEEK_END)
-    log.seek(max(0, log.tell() - 64 * 1024))
-    lines = log.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
-    where = f" ({log_dir / f'rank_{rank:04d}.log'})" if log_dir is not None else ""
-    print(
-        f"rank {rank} ended with exit code {code}{where}", *lines, sep=f"\n[rank {rank}] ", file=sys.stderr, flush=True
-    )
+def _report(rank: int, code: int, log: IO[bytes] | None, log_dir: Path | None) -> None:
+    """Says on our stderr how a rank failed, with the end of its log where it has one."""
+    how = f"ended with exit code {code}"
+    if code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        how = f"was killed by {names.get(-code, f'signal {-code}')}"
+        if code == -signal.SIGKILL:
+            how += ", as the kernel does when memory runs out"
+    lines: list[str] = []
+    if log is not None:
+        log.seek(0, os.SEEK_END)
+        log.seek(max(0, log.tell() - 64 * 1024))
+        lines = log.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        if log_dir is not None:
+            how += f" ({log_dir / f'rank_{rank:04d}.log'})"
+    print(f"rank {rank} {how}", *lines, sep=f"\n[rank {rank}] ", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import importlib
 import re
 import socket
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -203,7 +203,7 @@ def _tasks_per_node(layout: str) -> list[int]:
     return tasks
 
 
-def _slurm_master(env: _Environment, resolve: Callable[[str], str] = socket.gethostbyname) -> str:
+def _slurm_master(env: _Environment) -> str:
     """The step's first host, or, where node names do not resolve, the address of the host that ran srun.
 
     The latter alone is not enough: with `srun` typed on a login node it is the login node's, and rank 0 is elsewhere.
@@ -213,7 +213,7 @@ def _slurm_master(env: _Environment, resolve: Callable[[str], str] = socket.geth
     fallback = env.text("SLURM_LAUNCH_NODE_IPADDR")
     if first is not None:
         try:
-            resolve(first)
+            socket.getaddrinfo(first, None)
         except OSError:
             first = fallback
     address = first or fallback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -97,8 +98,12 @@ class HuggingFaceTokenizer:
     def token_sizes(self) -> NDArray[np.int64]:
         """[vocab_size, 2]: bytes and characters of each token; see `Tokenizer`.
 
-        Exact for byte-level and SentencePiece-like tokenizers; others (WordPiece) count what a token decodes to by itself.
+        Exact for byte-level and SentencePiece-like tokenizers; others (WordPiece) count what a token alone decodes to.
         """
+        return self._sizes
+
+    @functools.cached_property
+    def _sizes(self) -> NDArray[np.int64]:
         added = self._tokenizer.get_added_tokens_decoder()
         decoder = json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
         alphabet = _byte_alphabet() if '"ByteLevel"' in decoder else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -62,6 +63,10 @@ class SentencePieceTokenizer:
 
     def token_sizes(self) -> NDArray[np.int64]:
         """[vocab_size, 2]: bytes and characters of each token; see `Tokenizer`."""
+        return self._sizes
+
+    @functools.cached_property
+    def _sizes(self) -> NDArray[np.int64]:
         return sizes_of_bytes([_bytes_of(piece) for piece in self.model.pieces])
 
     def save_huggingface(self, directory: Path) -> None:

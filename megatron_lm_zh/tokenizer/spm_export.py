@@ -1,7 +1,10 @@
-"""A SentencePiece model as the tokenizer.json of Hugging Face's `tokenizers` library, the same ids for every text.
+"""A SentencePiece model as the tokenizer.json of Hugging Face's `tokenizers` library.
 
-The generic class ``PreTrainedTokenizerFast`` is named in tokenizer_config.json: transformers 4.45 to 5 load tokenizer.json
-as it is for that class, while model-specific classes rebuild parts of it, each version in its own way.
+The generic class ``PreTrainedTokenizerFast`` is named in tokenizer_config.json: transformers 4.45 to 5 load
+tokenizer.json as it is for that class, while model-specific classes rebuild parts of it, each version in its own way.
+
+A BPE gives the same ids for every text. A unigram model may break ties otherwise (SentencePiece adds scores in 32 bits,
+`tokenizers` in 64): seen in runs of one character and in lines of thousands of characters.
 """
 
 from __future__ import annotations
@@ -114,8 +117,8 @@ def _bpe(model: SentencePieceFile) -> dict[str, Any]:
 def _merges(model: SentencePieceFile) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, best piece first.
 
-    SentencePiece joins the neighbours that make the piece with the best score, the leftmost first. A piece may arise from
-    several pairs; where two of them overlap (a run of one character) the leftmost has the longer left part.
+    SentencePiece joins the neighbours that make the piece with the best score, the leftmost first. A piece may arise
+    from several pairs; where two of them overlap (a run of one character) the leftmost has the longer left part.
     """
     scores = {piece.text: piece.score for piece in model.pieces if piece.type == PieceType.NORMAL}
     merges = [

@@ -21,8 +21,9 @@ def train_tokenizer(inputs: Sequence[Path], output: Path, *, vocab_size: int, js
     """Trains a byte-fallback BPE and writes ``output``/tokenizer.model and its Hugging Face files.
 
     Text is taken as it is (no normalisation, no space put before it), digits are tokens of their own, 99.95% of the
-    characters seen get a token, the others are spelled in bytes; so every text comes back exactly (but U+2581, which comes back as the space that it stands for). All the text is held in
-    memory. Ids: 0 unknown, 1 beginning of sequence, 2 end of sequence (ends documents), then 256 bytes.
+    characters seen get a token, the others are spelled in bytes; so every text comes back exactly (but U+2581, which
+    stands for a space). All the text is held in memory. Ids: 0 unknown, 1 beginning of sequence, 2 end of sequence
+    (ends documents), then 256 bytes.
 
     Args:
         inputs: .jsonl files (one object a line, text under ``json_key``) or .txt files.

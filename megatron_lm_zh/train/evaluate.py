@@ -1,4 +1,4 @@
-"""Evaluation: the loss of whole data sources, in nats per token and in bits per byte and per character of their text."""
+"""Evaluation: the loss of whole data sources, in nats per token and in bits per byte and per character of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_lm_zh.config.schema import Config
-from megatron_lm_zh.data.loader import Batch, TextMeter, TextSize, make_batch
+from megatron_lm_zh.data.loader import Batch, make_batch
+from megatron_lm_zh.data.loader import TextMeter, TextSize
 from megatron_lm_zh.data.samples import SampleSource
 from megatron_lm_zh.observe.rows import ValidRow
 from megatron_lm_zh.runtime.device import Device

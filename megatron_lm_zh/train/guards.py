@@ -27,5 +27,5 @@ def check_finite(what: str, value: float, *, step: int, mine: float | None = Non
     ranks = ", ".join(str(rank) for rank, broken in enumerate(culprits) if broken)
     raise NonFiniteError(
         f"the {what} became {value} at step {step} on rank {ranks}",
-        mend="nothing was saved since the last checkpoint; look at the data of this step, lower optim.lr, or raise warm-up",
+        mend="nothing was saved since the last checkpoint; look at this step's data, lower optim.lr or warm up longer",
     )

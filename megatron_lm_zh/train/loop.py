@@ -20,7 +20,7 @@ from megatron_lm_zh.train.setup import Run, describe, on_rank_0
 from megatron_lm_zh.train.step import StepResult
 
 
-def train(run: Run) -> bool:
+def train(run: Run, stop: StopRequest) -> bool:
     """Trains from `run.step` to the end, or until a signal asks to stop; says whether the run is complete.
 
     Raises:
@@ -33,10 +33,7 @@ def train(run: Run) -> bool:
     first, last = run.step + 1, config.total_steps
     throughput = Throughput(config.tokens_per_step)
     recorder = run.device.memory_recorder()
-    with (
-        StopRequest() as stop,
-        StepProfiler(config.profile.steps, directory.logs, run.ranks.rank, memory_snapshot=recorder) as profiler,
-    ):
+    with StepProfiler(config.profile.steps, directory.logs, run.ranks.rank, memory_snapshot=recorder) as profiler:
         for number in range(first, last + 1):
             with profiler.step(number):
                 result = take_step(run, number)
@@ -116,6 +113,4 @@ def save(run: Run) -> None:
     """Starts to write a checkpoint of this step; the metrics until here are safe on the disk first."""
     run.reporter.flush()
     state = training_state(run.stepper.model, run.stepper.optimizer, is_loading=False, with_rng=True)
-    run.saver.save(
-        state, step=run.step, consumed_samples=run.consumed_samples, config_yaml=to_yaml(run.config)
-    )
+    run.saver.save(state, step=run.step, consumed_samples=run.consumed_samples, config_yaml=to_yaml(run.config))

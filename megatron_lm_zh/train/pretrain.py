@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.data.inputs import open_inputs
 from megatron_lm_zh.observe.logs import rank_log
 from megatron_lm_zh.run_directory import RunDirectory
 from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.runtime.groups import process_groups
 from megatron_lm_zh.runtime.ranks import Ranks
+from megatron_lm_zh.runtime.signals import StopRequest
 from megatron_lm_zh.train.loop import train
-from megatron_lm_zh.train.setup import open_run
+from megatron_lm_zh.train.setup import on_rank_0, open_run
 
 
 def pretrain(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[str] = ()) -> bool:
@@ -22,9 +24,8 @@ def pretrain(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[
         allowed: keys whose change since the last checkpoint is accepted although it alters the result.
     """
     logs = RunDirectory(Path(config.run.dir)).logs
-    with (
-        rank_log(logs, ranks.rank),
-        process_groups(config, ranks, device, trace_dir=logs),
-        open_run(config, ranks, device, allowed=allowed) as run,
-    ):
-        return train(run)
+    with StopRequest() as stop, process_groups(config, ranks, device, trace_dir=logs):
+        # Rank 0 looks first, so that what is wrong with the inputs is said once.
+        inputs = on_rank_0(lambda: open_inputs(config)) or open_inputs(config)
+        with rank_log(logs, ranks.rank), open_run(inputs, ranks, device, allowed=allowed) as run:
+            return train(run, stop)

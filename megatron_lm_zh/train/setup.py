@@ -1,4 +1,4 @@
-"""Everything a training run is made of, opened in order and closed again: data, model, optimizer, checkpoint, reports."""
+"""What a training run is made of, opened in order and closed again: model, optimizer, checkpoint, reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +21,9 @@ from megatron_lm_zh.checkpoint.save import Saver
 from megatron_lm_zh.config.diff import config_diff
 from megatron_lm_zh.config.load import as_dict, to_yaml
 from megatron_lm_zh.config.schema import Config
-from megatron_lm_zh.data.loader import Datasets, MicroBatches, TextMeter, build_datasets
+from megatron_lm_zh.data.inputs import Inputs
+from megatron_lm_zh.data.loader import Datasets, MicroBatches
+from megatron_lm_zh.data.loader import TextMeter
 from megatron_lm_zh.data.manifest import read_manifest
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import write_bytes
@@ -39,7 +41,6 @@ from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.runtime.locks import exclusive
 from megatron_lm_zh.runtime.ranks import Ranks
 from megatron_lm_zh.tokenizer.base import Tokenizer
-from megatron_lm_zh.tokenizer.load import load_tokenizer
 from megatron_lm_zh.train.evaluate import Evaluator
 from megatron_lm_zh.train.step import Stepper
 
@@ -84,22 +85,19 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[str] = ()) -> Iterator[Run]:
+def open_run(inputs: Inputs, ranks: Ranks, device: Device, *, allowed: Sequence[str] = ()) -> Iterator[Run]:
     """Opens a run directory and all that trains in it, resuming from its newest sound checkpoint.
 
     Args:
         allowed: keys whose change since the checkpoint is accepted although it alters the result.
 
     Raises:
-        UserError: on every mistake that can be found before the first step.
+        UserError: the directory is in use, its checkpoints are damaged, or the config changed what it must not.
     """
+    config, tokenizer, datasets = inputs.config, inputs.tokenizer, inputs.datasets
     directory = RunDirectory(Path(config.run.dir))
     with ExitStack() as stack:
         on_rank_0(lambda: stack.enter_context(exclusive(directory.path)))
-        tokenizer = on_rank_0(lambda: _tokenizer_of(config)) or _tokenizer_of(config)
-        config = with_vocabulary(config, tokenizer)
-        datasets = build_datasets(config, tokenizer, train_samples=config.total_steps * config.train.global_batch_size)
-
         model = build_model(config, device)
         optimizer = build_optimizer(config, model)
         scheduler = build_scheduler(config, optimizer)
@@ -121,7 +119,7 @@ def open_run(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[
             ranks=ranks,
             device=device,
             datasets=datasets,
-            batches=stack.enter_context(_micro_batches(config, datasets, consumed_samples)),
+            batches=stack.enter_context(micro_batches(config, datasets, consumed_samples)),
             stepper=Stepper(config, model, optimizer, scheduler, device),
             evaluator=Evaluator(config, model, TextMeter(tokenizer), device),
             saver=Saver(
@@ -133,23 +131,6 @@ def open_run(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[
             step=step,
             consumed_samples=consumed_samples,
         )
-
-
-def with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
-    """The config with `model.vocab_size` set from the tokenizer where it was left open.
-
-    Raises:
-        UserError: the tokenizer has ids that the embedding would not have.
-    """
-    asked = config.model.vocab_size
-    if asked is not None and asked < tokenizer.vocab_size:
-        raise UserError(
-            f"{asked} rows for a tokenizer of {tokenizer.vocab_size} ids",
-            where="model.vocab_size",
-            expected=f"at least {tokenizer.vocab_size}",
-            mend="leave it out to take the tokenizer's size",
-        )
-    return replace(config, model=replace(config.model, vocab_size=asked or tokenizer.vocab_size))
 
 
 def on_rank_0(act: Callable[[], T]) -> T | None:
@@ -183,11 +164,8 @@ def describe(run: Run) -> Iterator[str]:
     )
 
 
-def _tokenizer_of(config: Config) -> Tokenizer:
-    return load_tokenizer(config.data.tokenizer.type, config.data.tokenizer.path)
-
-
-def _micro_batches(config: Config, datasets: Datasets, consumed_samples: int) -> MicroBatches:
+def micro_batches(config: Config, datasets: Datasets, consumed_samples: int) -> MicroBatches:
+    """This rank's micro-batches of the training data from a position on."""
     assert config.model.vocab_size is not None
     return MicroBatches(
         datasets.train,

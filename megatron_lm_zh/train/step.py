@@ -91,7 +91,7 @@ def run_batches(
     *,
     forward_only: bool,
 ) -> Tensor:
-    """Runs `count` micro-batches through megatron-core's schedule; returns [2]: this rank's sum of losses and of tokens.
+    """Runs `count` micro-batches through megatron-core's schedule; returns [2]: this rank's sums of losses and tokens.
 
     Only the ranks of the last pipeline stage know the loss; the others return zeros.
     """

@@ -63,3 +63,13 @@ def test_doctor_exits_1_where_a_needed_package_is_missing(monkeypatch, capsys) -
     monkeypatch.setattr(compat, "packages", lambda: [missing])
     assert doctor.run(argparse.Namespace()) == 1
     assert "needed for training and missing: torch" in capsys.readouterr().out
+
+
+def test_exit_codes_are_documented() -> None:
+    from megatron_lm_zh import errors
+    from megatron_lm_zh.cli import doctor
+
+    page = (ROOT / "docs" / "exit-codes.md").read_text(encoding="utf-8")
+    codes = [value for name, value in vars(errors).items() if name.startswith("EXIT_")]
+    for code in [*codes, doctor.EXIT_MISSING]:
+        assert f"\n| {code} | " in page

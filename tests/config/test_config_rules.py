@@ -25,7 +25,8 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
         "model_copies_fill_world",
         ("parallel.tensor=2", "parallel.pipeline=4", "train.global_batch_size=12"),
         12,
-        "tensor=2 x pipeline=4 = 8 does not divide 12 ranks; nearest: tensor=1 pipeline=4 (data=3), or tensor=2 pipeline=2 (data=3)",
+        "tensor=2 x pipeline=4 = 8 does not divide 12 ranks; "
+        "nearest: tensor=1 pipeline=4 (data=3), or tensor=2 pipeline=2 (data=3)",
     ),
     (
         "tensor_divides_heads",

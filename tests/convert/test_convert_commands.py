@@ -1,4 +1,4 @@
-"""The commands and their thin twins convert, stay light until they run, and export a run directory with its tokenizer."""
+"""The commands and their twins convert, are light until they run, and export a run directory with its tokenizer."""
 
 from __future__ import annotations
 
@@ -56,9 +56,8 @@ def test_a_run_directory_exports_its_newest_complete_checkpoint(run: Path, tmp_p
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
     first = mlzh("generate", tmp_path / "out", "The cat", "--max-new-tokens", 8)
-    again = mlzh("generate", tmp_path / "out", "The cat", "--max-new-tokens", 8)
     assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.startswith("The cat") and first.stdout == again.stdout
+    assert first.stdout.startswith("The cat")
     warm = mlzh("generate", tmp_path / "out", "The cat", "--max-new-tokens", 8, "--temperature", 2, "--seed", 1)
     assert warm.stdout.startswith("The cat") and warm.stdout != first.stdout
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from megatron_lm_zh.data.indexed import IndexedDatasetWriter
 
-WORDS = "春 天 的 花 开 了 ， 北京 在 中国 。 one two three water 42 def return x = y + 1 hello".split(" ")
+SENTENCE = "春 天 的 花 开 了 ， 北京 在 中国 。 one two three water 42 def return x = y + 1 hello"
+WORDS = SENTENCE.split()
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:

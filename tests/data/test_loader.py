@@ -13,7 +13,8 @@ from making import random_texts, write_dataset, write_jsonl
 
 from megatron_lm_zh.config import schema
 from megatron_lm_zh.data.indexed import IndexedDatasetWriter
-from megatron_lm_zh.data.loader import MicroBatches, build_datasets, count_text
+from megatron_lm_zh.data.inputs import open_inputs
+from megatron_lm_zh.data.loader import MicroBatches, TextMeter, build_datasets
 from megatron_lm_zh.data.preprocess import Job, preprocess
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.tokenizer.base import Tokenizer
@@ -94,8 +95,21 @@ def test_bad_datasets_are_one_line_with_the_key(tmp_path: Path, tokenizer: Token
     assert "has 0 documents with 0 tokens" in error(make_config([(small, 1.0)], split="0.1,99,0"))
     assert "make its share 0" in error(make_config([(write_dataset(tmp_path / "few", [30] * 10), 1.0)]))
     assert "leaves nothing to train on" in error(make_config([(good, 1.0)], split="0,1,0"))
-    config = make_config([(good, 1.0)])
-    assert error(replace(config, model=replace(config.model, vocab_size=100))).startswith("model.vocab_size: ")
+
+
+def test_inputs_know_the_vocabulary(tmp_path: Path, tokenizer: Tokenizer, tokenizer_directory: Path) -> None:
+    source = write_dataset(tmp_path / "d", [20] * 100)
+    config = make_config([(source, 1.0)])
+    named = schema.Tokenizer(type="SentencePiece", path=str(tokenizer_directory))
+    config = replace(config, data=replace(config.data, tokenizer=named))
+    inputs = open_inputs(config, train_steps=3)
+    assert inputs.config.model.vocab_size == inputs.tokenizer.vocab_size == 320
+    assert len(inputs.datasets.train) >= 12
+    with pytest.raises(UserError, match="100 rows for a tokenizer of 320 ids"):
+        open_inputs(replace(config, model=replace(config.model, vocab_size=100)))
+    missing = schema.Tokenizer(type="SentencePiece", path=str(tmp_path / "none.model"))
+    with pytest.raises(UserError, match="no such tokenizer file"):
+        open_inputs(replace(config, data=replace(config.data, tokenizer=missing)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -187,7 +201,8 @@ def test_text_is_counted_exactly_whatever_the_windows(tmp_path: Path, tokenizer:
     ).values()
     ids = np.array([id_ for text in texts for id_ in [*tokenizer.encode(text), tokenizer.eod]])
     windows = [ids[at : at + 7] for at in range(0, len(ids), 7)]
-    sizes = [count_text(tokenizer, window[None]) for window in windows]
+    meter = TextMeter(tokenizer)
+    sizes = [meter.count(window[None]) for window in windows]
     assert sum(size.bytes for size in sizes) == manifest.bytes
     assert sum(size.characters for size in sizes) == manifest.characters
-    assert count_text(tokenizer, np.array([[tokenizer.eod, 10**6]])).bytes == 0
+    assert meter.count(np.array([[tokenizer.eod, 10**6]])).bytes == 0

@@ -109,7 +109,7 @@ BAD_LINES = [
     (b'{"text": 3}', '"text" is not text but int'),
     (b'{"text": ""}', 'empty document: "text" has no text'),
     (b'{"text": "\xff"}', "not UTF-8: byte 0xff"),
-    (b'{"text": "\\ud800"}', "half a surrogate pair"),
+    (b'{"text": "\\ud800"}', '"text" has half a surrogate pair'),
     (b"[" * 100_000, "not usable JSON"),
 ]
 
@@ -213,6 +213,19 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, tokenizer_directory:
     assert full.returncode == 2
     assert "o_text_document.bin: cannot write: File too large" in full.stderr
     assert full.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_at_the_manifest_leaves_nothing(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(prefix: str, manifest: object) -> None:
+        raise UserError("cannot write: No space left on device", where=f"{prefix}.json")
+
+    monkeypatch.setattr("megatron_lm_zh.data.preprocess.write_manifest", refuse)
+    path = write_jsonl(tmp_path / "a.jsonl", random_texts(5))
+    with pytest.raises(UserError, match="No space left"):
+        preprocess(job([path], tmp_path / "out"), tokenizer)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -21,8 +21,8 @@ LENGTHS = np.random.RandomState(3).randint(0, 60, 80).tolist()
 def megatron_datasets(prefixes: list[Path], weights: list[float] | None, split: str, sizes: list[int | None]) -> list:
     """Train, valid and test datasets that megatron-core builds."""
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
     from megatron.core.datasets.gpt_dataset import GPTDataset as MegatronGPTDataset
+    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 
     tokenizer = types.SimpleNamespace(vocab_size=300, eod=2, pad=-1, unique_identifiers={"class": "none"})
     config = GPTDatasetConfig(

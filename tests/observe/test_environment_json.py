@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from megatron_lm_zh.observe.environment import environment, git_state, versions
-from megatron_lm_zh.observe.files import write_json_atomic
 
 
 def git(directory: Path, *arguments: str) -> str:
@@ -66,13 +65,3 @@ def test_neither_a_plain_folder_nor_a_machine_without_git_is_an_error(tmp_path: 
     assert git_state(tmp_path / "package") is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(tmp_path / "package") is None
-
-
-def test_json_is_replaced_whole_or_left(tmp_path: Path):
-    path = tmp_path / "environment.json"
-    write_json_atomic(path, {"name": "中文"})
-    assert "中文" in path.read_text(encoding="utf-8")
-    with pytest.raises(TypeError):
-        write_json_atomic(path, {"name": object()})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "中文"}
-    assert list(tmp_path.iterdir()) == [path]

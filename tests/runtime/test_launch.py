@@ -125,6 +125,14 @@ def test_a_failing_rank_ends_the_others_and_is_shown(tmp_path: Path, logged: boo
     assert ("rank_0001.log" in error) == logged
 
 
+def test_a_rank_that_was_killed_is_named_even_if_it_could_say_nothing() -> None:
+    code = "import os, signal, time; os.environ['RANK'] == '0' and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)"
+    run = start_launcher(2, python(code))
+    _, error = run.communicate(timeout=30)
+    assert run.returncode == 128 + signal.SIGKILL
+    assert error == "rank 0 was killed by SIGKILL, as the kernel does when memory runs out\n"
+
+
 def test_an_error_that_rank_0_has_told_is_not_told_twice(tmp_path: Path) -> None:
     code = "import os, sys, time; time.sleep(0.3 * (os.environ['RANK'] == '0')); sys.exit('error: bad key')"
     run = start_launcher(2, python(code), str(tmp_path))

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.runtime import ranks as ranks_module
 from megatron_lm_zh.runtime.ranks import Ranks, discover, first_host
 
 TORCHRUN = {
@@ -49,10 +48,10 @@ SLURM_STEP = {
 def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """No host name resolves, on whatever machine the tests run."""
 
-    def fail(name: str) -> str:
+    def fail(name: str, port: object) -> list[object]:
         raise socket.gaierror(name)
 
-    monkeypatch.setattr(ranks_module._slurm_master, "__defaults__", (fail,))
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
 
 
 def test_alone() -> None:
@@ -123,7 +122,7 @@ def test_slurm_ports_agree_within_a_step_and_differ_between_steps() -> None:
 
 
 def test_slurm_master_is_the_steps_first_host_where_names_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks_module._slurm_master, "__defaults__", (lambda name: "10.0.0.3",))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, port: [])
     assert discover(SLURM_STEP).master_address == "gpu003"
     assert discover(SLURM_STEP | {"MASTER_ADDR": "chosen"}).master_address == "chosen"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -35,14 +36,24 @@ def test_it_has_13_billion_parameters() -> None:
     assert total == 13_015_864_320  # meta-llama/Llama-2-13b-hf
 
 
-@pytest.mark.parametrize("nodes", ["16", "128"])
-def test_dry_run_shows_the_config_and_the_srun_line(nodes: str, tmp_path: Path) -> None:
+def outside() -> dict[str, str]:
+    """The environment of a prompt that is in no job."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+
+
+@pytest.fixture
+def mlzh(tmp_path: Path) -> str:
+    """The console script, whether or not the package is installed."""
     program = tmp_path / "mlzh"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m megatron_lm_zh "$@"\n')
     program.chmod(0o755)
-    asked = {"DRY_RUN": "1", "NODES": nodes, "MLZH": str(program), "EXTRA": "optim.lr=1e-4 train.micro_batch_size=2"}
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    done = subprocess.run([SCRIPT], env=inherited | asked, cwd=ROOT, text=True, capture_output=True, check=False)
+    return str(program)
+
+
+@pytest.mark.parametrize("nodes", ["16", "128"])
+def test_dry_run_shows_the_config_and_the_srun_line(nodes: str, mlzh: str) -> None:
+    asked = {"DRY_RUN": "1", "NODES": nodes, "MLZH": mlzh, "EXTRA": "optim.lr=1e-4 train.micro_batch_size=2"}
+    done = subprocess.run([SCRIPT], env=outside() | asked, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     *resolved, line = done.stdout.rstrip().splitlines()
     assert "  micro_batch_size: 2" in resolved
@@ -58,14 +69,18 @@ def test_dry_run_shows_the_config_and_the_srun_line(nodes: str, tmp_path: Path) 
     ]
 
 
-def test_dry_run_refuses_a_layout_that_does_not_fit(tmp_path: Path) -> None:
-    program = tmp_path / "mlzh"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m megatron_lm_zh "$@"\n')
-    program.chmod(0o755)
-    asked = {"DRY_RUN": "1", "NODES": "3", "GPUS_PER_NODE": "2", "MLZH": str(program)}
-    done = subprocess.run([SCRIPT], env=dict(os.environ) | asked, cwd=ROOT, text=True, capture_output=True, check=False)
+def test_dry_run_refuses_a_layout_that_does_not_fit(mlzh: str) -> None:
+    asked = {"DRY_RUN": "1", "NODES": "3", "GPUS_PER_NODE": "2", "MLZH": mlzh}
+    done = subprocess.run([SCRIPT], env=outside() | asked, cwd=ROOT, text=True, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "does not divide 6 ranks" in done.stderr
+
+
+def test_the_docs_name_every_variable_that_the_script_reads() -> None:
+    read = set(re.findall(r"\$\{([A-Z_]+):-", SCRIPT.read_text()))
+    foreign = ("SLURM_", "CUDA_", "NVTE_", "PYTORCH_", "TRITON_", "TORCHINDUCTOR_", "TMPDIR")
+    table = set(re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE))
+    assert table == {name for name in read if not name.startswith(foreign)}
 
 
 def test_the_script_names_no_gpus_cpus_or_partition() -> None:

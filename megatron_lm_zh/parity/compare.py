@@ -1,0 +1,87 @@
+"""Compares two recordings of the same steps: the asked layout against one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Regrouping micro-batches alone moves the fp32 gradient norm by up to 6e-5 relative in 20 steps, so a tighter bound
+# would test the machine; a wrong reduction moves it by far more than these.
+TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (1e-2, 5e-2)}
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of one world."""
+
+    step: int
+    lm_loss: float
+    """Nats per token."""
+    grad_norm: float
+    """Global norm before clipping."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two worlds, step by step."""
+
+    one_rank: tuple[StepRecord, ...]
+    layout: tuple[StepRecord, ...]
+    loss_tolerance: float
+    """Largest absolute difference of the losses that passes."""
+    norm_tolerance: float
+    """Largest relative difference of the gradient norms that passes."""
+
+    @property
+    def loss_difference(self) -> float:
+        """Largest absolute difference of the losses."""
+        return max(abs(a.lm_loss - b.lm_loss) for a, b in zip(self.one_rank, self.layout, strict=True))
+
+    @property
+    def norm_difference(self) -> float:
+        """Largest relative difference of the gradient norms."""
+        return max(
+            abs(a.grad_norm - b.grad_norm) / a.grad_norm for a, b in zip(self.one_rank, self.layout, strict=True)
+        )
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every step is within the tolerances."""
+        return self.loss_difference <= self.loss_tolerance and self.norm_difference <= self.norm_tolerance
+
+    def lines(self) -> list[str]:
+        """The table, one line a step, and the verdict."""
+        table = ["step   one rank       the layout     difference   grad norm      relative difference"]
+        for a, b in zip(self.one_rank, self.layout, strict=True):
+            table.append(
+                f"{a.step:4d}   {a.lm_loss:.9f}   {b.lm_loss:.9f}   {b.lm_loss - a.lm_loss:+.1e}     "
+                f"{b.grad_norm:.7f}      {(b.grad_norm - a.grad_norm) / a.grad_norm:+.1e}"
+            )
+        verdict = "agrees with" if self.agrees else "DIFFERS from"
+        table.append(
+            f"the layout {verdict} one rank: "
+            f"loss within {self.loss_difference:.1e} (allowed {self.loss_tolerance:.0e}), "
+            f"grad norm within {self.norm_difference:.1e} relative (allowed {self.norm_tolerance:.0e})"
+        )
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """The table for machines."""
+        return {
+            "agrees": self.agrees,
+            "loss_difference": self.loss_difference,
+            "norm_difference": self.norm_difference,
+            "loss_tolerance": self.loss_tolerance,
+            "norm_tolerance": self.norm_tolerance,
+            "steps": [
+                {"step": a.step, "one_rank": vars(a), "layout": vars(b)}
+                for a, b in zip(self.one_rank, self.layout, strict=True)
+            ],
+        }
+
+
+def compare(one_rank: Sequence[StepRecord], layout: Sequence[StepRecord], dtype: str) -> Comparison:
+    """The comparison of two recordings in the tolerances of a precision (`fp32` or `bf16`)."""
+    loss_tolerance, norm_tolerance = TOLERANCES[dtype]
+    return Comparison(tuple(one_rank), tuple(layout), loss_tolerance, norm_tolerance)

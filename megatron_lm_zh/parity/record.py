@@ -1,0 +1,33 @@
+"""Runs the first steps of a config in memory and records their losses and gradient norms; nothing is saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.data.inputs import open_inputs
+from megatron_lm_zh.models.build import build_model
+from megatron_lm_zh.optim.build import build_optimizer, build_scheduler
+from megatron_lm_zh.parity.compare import StepRecord
+from megatron_lm_zh.runtime.device import Device
+from megatron_lm_zh.runtime.groups import process_groups
+from megatron_lm_zh.runtime.ranks import Ranks
+from megatron_lm_zh.train.setup import micro_batches
+from megatron_lm_zh.train.step import Stepper
+
+
+def record(config: Config, ranks: Ranks, device: Device, *, steps: int) -> list[StepRecord]:
+    """Takes the first `steps` steps of the run as one of `ranks`; every rank returns the same records.
+
+    Dropout is switched off: its masks differ from layout to layout by design.
+    """
+    config = replace(config, model=replace(config.model, attention_dropout=0.0, hidden_dropout=0.0))
+    with process_groups(config, ranks, device):
+        inputs = open_inputs(config, train_steps=steps)
+        config = inputs.config
+        model = build_model(config, device)
+        optimizer = build_optimizer(config, model)
+        stepper = Stepper(config, model, optimizer, build_scheduler(config, optimizer), device)
+        with micro_batches(config, inputs.datasets, consumed_samples=0) as batches:
+            results = [stepper.step(batches, number) for number in range(1, steps + 1)]
+    return [StepRecord(number, r.lm_loss, r.grad_norm) for number, r in enumerate(results, start=1)]

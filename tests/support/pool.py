@@ -1,0 +1,97 @@
+"""A pool of rank processes that live through many test cases: importing torch and megatron is paid once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+
+class RankPool:
+    """Runs a function on the ranks 0..n-1 of a fresh world of n processes, n up to `size`."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._workers: list[tuple[Any, Connection]] = []
+
+    def run(self, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Calls ``function(ranks, device, *arguments)`` on every rank and returns what they return, in rank order.
+
+        `function` must be importable by name; it gets a `Ranks` and the prepared `Device`, and sets process groups up
+        itself. A rank's exception is raised here as a RuntimeError with the rank's traceback.
+        """
+        assert world <= self._size
+        self._start()
+        port = _free_port()
+        for rank in range(world):
+            self._workers[rank][1].send((function, rank, world, port, arguments))
+        answers = [self._workers[rank][1].recv() for rank in range(world)]
+        failures = [answer for answer in answers if isinstance(answer, _Failure)]
+        if failures:
+            self.close()  # a world that broke half-way leaves collectives behind: start afresh
+            raise RuntimeError("\n".join(failure.text for failure in failures))
+        return answers
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, connection in self._workers:
+            connection.close()
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+        self._workers = []
+
+    def __enter__(self) -> RankPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if self._workers:
+            return
+        context = multiprocessing.get_context("spawn")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        for _ in range(self._size):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append((process, mine))
+
+
+class _Failure:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _serve(connection: Connection) -> None:
+    from megatron_lm_zh.runtime import engine
+    from megatron_lm_zh.runtime.ranks import Ranks
+
+    engine.threads(1)
+    device = engine.prepare()
+    while True:
+        try:
+            function, rank, world, port, arguments = connection.recv()
+        except EOFError:
+            return
+        place = Ranks(rank, world, rank, world, 0, "127.0.0.1", port, "mlzh")
+        try:
+            answer = function(place, device, *arguments)
+        except BaseException:
+            answer = _Failure(f"rank {rank} of {world}:\n{traceback.format_exc()}")
+        connection.send(answer)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
