@@ -13,7 +13,7 @@ from pathlib import Path
 
 import facts
 
-FACTS = 40_000
+FACTS = 50_000
 VALID_FACTS = 1_500
 HELD_OUT_PER_RELATION = 40
 LEXICON_DOCUMENTS = 4_000

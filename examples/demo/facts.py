@@ -155,12 +155,12 @@ RELATIONS = (
     Relation("number", tuple((n,) for n in range(111, 1000)), say_number),
     Relation("words", tuple((n,) for n in range(21, 100)), say_words, share=0.5),
     Relation("sum", _sums(), say_sum),
-    Relation("date", tuple(itertools.product(range(1950, 2050), range(1, 13), range(1, 29))), say_date),
+    Relation("date", tuple(itertools.product(range(1950, 2050), range(1, 13), range(1, 29))), say_date, share=1.3),
     Relation("next day", _pairs(range(1, 13), range(1, 28)), say_next_day),
     Relation("clock", _pairs(range(1, 24), range(11, 60)), say_clock),
     Relation("unit", _pairs(range(11, 100), range(len(UNITS))), say_unit),
     Relation("things", tuple(itertools.product(range(2, 10), COLOURS, range(len(THINGS)))), say_things),
-    Relation("capital", tuple((i,) for i in range(len(COUNTRIES))), say_capital, memorised=True),
+    Relation("capital", tuple((i,) for i in range(len(COUNTRIES))), say_capital, share=1.6, memorised=True),
     Relation("continent", tuple((i,) for i in range(len(COUNTRIES))), say_continent, share=0.5, memorised=True),
 )
 

@@ -25,35 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the prompt and its continuation."""
-    if not (args.hf_dir / "config.json").is_file():
-        mend = "export a run with `mlzh convert to-hf RUN_DIR HF_DIR`"
-        raise UserError("no config.json", where=str(args.hf_dir), expected="a Hugging Face model directory", mend=mend)
     if args.max_new_tokens < 1 or args.temperature < 0:
         raise UserError("--max-new-tokens must be at least 1 and --temperature at least 0")
+    from megatron_lm_zh.convert.hf_model import generate
+    from megatron_lm_zh.runtime.device import detect
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.hf_dir, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(args.hf_dir, local_files_only=True, torch_dtype="auto")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"transformers cannot load it: {error}", where=str(args.hf_dir)) from error
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    ids = tokenizer(args.prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
-    if ids.shape[1] == 0:
-        raise UserError("the prompt is empty")
-    set_seed(args.seed)
-    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=args.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        **sampling,
-    )
-    print(tokenizer.decode(out[0], skip_special_tokens=True))
+    device = detect().torch_device
+    sampling = {"tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}
+    print(generate(args.hf_dir, args.prompt, device, **sampling))
     return 0
