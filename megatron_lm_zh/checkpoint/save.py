@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -21,8 +28,11 @@ from megatron_lm_zh import compat
 from megatron_lm_zh.checkpoint.manifest import FORMAT_VERSION, FileRecord, Layout, Manifest, record
 from megatron_lm_zh.checkpoint.state import State
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_bytes
-from megatron_lm_zh.run_directory import CONFIG, RunDirectory
+from megatron_lm_zh.files import sync_directory, write_bytes
+from megatron_lm_zh.run_directory import CONFIG, MANIFEST, RunDirectory
+from megatron_lm_zh.runtime import children
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 
@@ -51,18 +61,16 @@ class Saver:
         directory = self.run.checkpoint(step)
         self._prepare(directory, _bytes_of(state), config_yaml)
         self._writing = directory
+        _start_results_queue()
         arguments = {"async_strategy": "mcore"} if compat.megatron_core_version() >= (0, 19) else {}
         with _saving(directory):
             request = dist_checkpointing.save(state, str(directory), async_sharded_save=True, **arguments)
         if request.async_fn is not None:
             request = request._replace(async_fn=_with_checksums(request.async_fn, directory, dist.get_rank()))
         request.add_finalize_fn(lambda: self._complete(directory, step, consumed_samples))
-        if self.asynchronous:
-            self._queue.schedule_async_request(request)
-        else:
-            with _saving(directory):
-                request.execute_sync()
-            self._writing = None
+        self._queue.schedule_async_request(request)
+        if not self.asynchronous:
+            self.finish()
 
     def poll(self) -> None:
         """Completes a checkpoint whose writing has ended; call it at every step."""
@@ -105,18 +113,32 @@ class Saver:
 
     def _complete(self, directory: Path, step: int, consumed_samples: int) -> None:
         """Manifest, tracker, retention, in this order: a reader sees whole checkpoints only."""
+        problem: list[str | None] = [None]
         if dist.get_rank() == 0:
-            files = _collect_records(directory)
-            Manifest(FORMAT_VERSION, step, consumed_samples, self.layout, files).write(directory)
-            write_bytes(self.run.tracker, f"{step}\n".encode())
-            for old in self.run.complete_checkpoints()[self.keep_last :]:
+            try:
+                files = _collect_records(directory)
+                Manifest(FORMAT_VERSION, step, consumed_samples, self.layout, files).write(directory)
+                write_bytes(self.run.tracker, f"{step}\n".encode())
+            except (OSError, UserError) as error:
+                problem = [error.what if isinstance(error, UserError) else str(error)]
+        dist.broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise UserError(problem[0])
+        if dist.get_rank() == 0:
+            self._retire()
+
+    def _retire(self) -> None:
+        """Removes the checkpoints that are too many; one that cannot be removed is no reason to end the run."""
+        for old in self.run.complete_checkpoints()[self.keep_last :]:
+            try:
                 remove_checkpoint(old)
-        dist.barrier()
+            except OSError as error:
+                log.warning("cannot remove the old checkpoint %s: %s", old, error.strerror)
 
 
 def remove_checkpoint(directory: Path) -> None:
     """Deletes a checkpoint, its manifest first, so that it is never taken for a complete one half-way."""
-    (directory / "manifest.json").unlink(missing_ok=True)
+    (directory / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(directory)
 
 
@@ -130,14 +152,15 @@ class _saving:  # noqa: N801  (used as a statement: `with _saving(directory)`)
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, (CheckpointingException, CheckpointException, OSError)):
+        if not isinstance(error, (CheckpointingException, CheckpointException, OSError, UserError)):
             return
         if dist.get_rank() == 0:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the error above is the one to tell
+                remove_checkpoint(self.directory)
         raise UserError(
             f"the checkpoint could not be written: {_innermost(error)}",
             where=str(self.directory),
-            mend="free some space; earlier checkpoints are untouched",
+            mend="earlier checkpoints are untouched",
         ) from error
 
 
@@ -168,13 +191,29 @@ def _checksum_file(directory: Path, rank: int) -> Path:
 
 def _with_checksums(write: Callable[..., None], directory: Path, rank: int) -> Callable[..., None]:
     """The writer's function, followed, in the writer's own process, by the checksums of the files it wrote."""
+    parent = os.getpid()
 
     def write_and_hash(*arguments: Any, **options: Any) -> None:
+        # A writer that outlives a killed rank would write into the checkpoint that the next attempt makes.
+        children.die_with(parent)
+        os.register_at_fork(after_in_child=partial(children.die_with, os.getpid()))
         write(*arguments, **options)
         records = {path.name: asdict(record(path)) for path in directory.glob(f"__{rank}_*")}
-        write_bytes(_checksum_file(directory, rank), json.dumps(records).encode())
+        with contextlib.suppress(UserError):  # a full disk: the write itself has failed and says so, or rank 0 reads
+            write_bytes(_checksum_file(directory, rank), json.dumps(records).encode())
 
     return write_and_hash
+
+
+def _start_results_queue() -> None:
+    """Starts the queue over which writers report to their rank, as megatron-core does, but in a process that is safe.
+
+    megatron-core's own outlives a rank that is killed, and dies of the signal that asks a job step to stop and save.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(initializer=children.serve, initargs=(os.getpid(),))
+        filesystem_async._results_queue = manager.Queue()
 
 
 def _collect_records(directory: Path) -> dict[str, FileRecord]:
@@ -185,5 +224,8 @@ def _collect_records(directory: Path) -> dict[str, FileRecord]:
         path.unlink()
     for path in sorted(directory.iterdir()):
         if path.name not in records:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # the writers' files are on the disk already
             records[path.name] = record(path)
+    sync_directory(directory)
     return records

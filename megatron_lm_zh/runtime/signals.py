@@ -7,9 +7,9 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Remembers the first SIGTERM, SIGUSR1 or SIGINT; a second one has its usual effect.
+    """Remembers the first SIGTERM, SIGUSR1 or SIGINT; after it a Ctrl-C (SIGINT) interrupts at once.
 
-    Slurm sends SIGUSR1 before the time limit and SIGTERM at preemption; Ctrl-C is SIGINT.
+    Slurm sends SIGUSR1 before the time limit and SIGTERM at preemption, so those two never cut a save short.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

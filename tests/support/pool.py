@@ -61,7 +61,8 @@ class RankPool:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         for _ in range(self._size):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            # Not a daemon: those may not start the processes that write a checkpoint. Our end of the pipe ends them.
+            process = context.Process(target=_serve, args=(theirs,))
             process.start()
             theirs.close()
             self._workers.append((process, mine))

@@ -1,0 +1,29 @@
+"""Processes that a rank starts: they die with it, however it dies, and leave the signals of the run to it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> None:
+    """Has the kernel kill this process when `parent`, which started it, is gone (Linux; elsewhere nothing)."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def serve(parent: int) -> None:
+    """For a helper that lives as long as `parent`: a signal sent to all processes of a job step does not end it.
+
+    Slurm sends SIGUSR1 and SIGTERM to every process of a step; the rank still needs the helper to save.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    die_with(parent)
