@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,16 @@ class Found:
 
     directory: Path
     manifest: Manifest
-    rejected: tuple[str, ...]
-    """One line for each newer checkpoint that could not be used."""
+    rejected: dict[Path, str]
+    """The newer checkpoints that could not be used, each with one line that says why."""
+
+    def set_rejected_aside(self) -> None:
+        """Renames the damaged checkpoints, which would otherwise count as the newest for retention and readers."""
+        for directory in self.rejected:
+            aside = directory.with_name(f"{directory.name}.damaged")
+            if aside.exists():
+                shutil.rmtree(aside)
+            directory.rename(aside)
 
 
 def find_sound_checkpoint(run: RunDirectory) -> Found | None:
@@ -39,15 +48,15 @@ def find_sound_checkpoint(run: RunDirectory) -> Found | None:
     """
     names: list[list[Path]] = [run.complete_checkpoints()]
     dist.broadcast_object_list(names)  # one rank's view of a shared file system is everybody's
-    rejected: list[str] = []
+    rejected: dict[Path, str] = {}
     for directory in names[0]:
         problems = _problems(directory)
         if not problems:
-            return Found(directory, read_manifest(directory), tuple(rejected))
-        rejected.append(f"{directory.name} is damaged: {problems[0]}")
+            return Found(directory, read_manifest(directory), rejected)
+        rejected[directory] = f"{directory.name} is damaged: {problems[0]}"
     if rejected:
         raise UserError(
-            f"no checkpoint can be read ({'; '.join(rejected)})",
+            f"no checkpoint can be read ({'; '.join(rejected.values())})",
             where=str(run.checkpoints),
             mend="restore one from a backup, or move the checkpoints away to start from the first step",
         )

@@ -27,7 +27,6 @@ _HARMLESS = (
     "data.test",
     "data.test.",
     "train.micro_batch_size",
-    "optim.use_distributed_optimizer",
     "ddp.overlap_grad_reduce",
     "ddp.overlap_param_gather",
     "checkpoint.",
@@ -36,8 +35,8 @@ _HARMLESS = (
     "profile.",
 )
 
-# Keys that give the weights their shapes or meaning: another value is another model.
-_MODEL_SHAPE = frozenset(
+# Keys that give the weights or the optimizer's state their shapes: what was saved under another value does not fit.
+_SHAPE = frozenset({"optim.use_distributed_optimizer", "precision.dtype"}) | frozenset(
     f"model.{name}"
     for name in (
         "family",
@@ -98,8 +97,8 @@ def alters_result(key: str) -> bool:
 
 
 def alters_shape(key: str) -> bool:
-    """Whether another value of `key` makes another model, so that no checkpoint of the old one fits."""
-    return key in _MODEL_SHAPE
+    """Whether another value of `key` makes another model or optimizer state, so that no older checkpoint fits."""
+    return key in _SHAPE
 
 
 def _effect(key: str, *, constant_schedule: bool) -> Effect:

@@ -191,7 +191,7 @@ def _reporter(config: Config, directory: RunDirectory, ranks: Ranks, step: int) 
 def _report_resume(found: Found, config: Config, incidents: Incidents, allowed: Sequence[str]) -> None:
     """Says where the run goes on and what has changed since; refuses a change that alters the result unasked."""
     step = found.manifest.step
-    for line in found.rejected:
+    for line in found.rejected.values():
         print(f"warning: {line}; falling back to {found.directory.name}", file=sys.stderr)
         incidents.record("damaged_checkpoint", step=step, rank=0, message=line)
     print(f"resuming from {found.directory} (step {step})")
@@ -210,6 +210,7 @@ def _report_resume(found: Found, config: Config, incidents: Incidents, allowed: 
                 + ["to go on with it: " + " ".join(f"--allow-change {key}" for key in keys)] * bool(keys)
             ),
         )
+    found.set_rejected_aside()
 
 
 def _record_run(directory: RunDirectory, config: Config, tokenizer: Tokenizer) -> int:
