@@ -1,7 +1,10 @@
 """A token bigram model on the very windows that a run trains and validates on: bits per character to beat.
 
-Interpolated Kneser-Ney (Kneser & Ney 1995) with one discount of 0.75: P(y|x) = max(n(x,y) - d, 0) / n(x) + d t(x) / n(x)
-P(y), where t(x) is the number of different tokens seen after x and P(y) is in proportion to the number of different
+Interpolated Kneser-Ney (Kneser & Ney 1995) with one discount d = 0.75:
+
+    P(y|x) = max(n(x,y) - d, 0) / n(x) + d t(x) / n(x) P(y)
+
+where t(x) is the number of different tokens seen after x and P(y) is in proportion to the number of different
 tokens seen before y, itself discounted and interpolated with the uniform distribution.
 """
 

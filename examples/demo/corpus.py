@@ -105,8 +105,8 @@ def write_split(output: Path, name: str, documents: Iterable[str]) -> tuple[int,
 def lexicon() -> list[str]:
     """What the tokenizer reads of the facts: each Chinese character and each English word by itself, many times.
 
-    From the sentences themselves it would make pieces of whole wordings (等于几) and of runs of numerals (百四十), which
-    then stand for parts of answers. A small model learns faster where one character is one token.
+    From the sentences themselves it would make pieces of whole wordings (等于几) and of runs of numerals (百四十).
+    A small model learns faster where one character is one token.
     """
     words: set[str] = set()
     for _, statement in facts.documents(LEXICON_DOCUMENTS, SEED):

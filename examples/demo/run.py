@@ -27,7 +27,7 @@ CONFIG = "examples/configs/demo.yaml"
 VOCABULARY = "3072"
 USER_SHARE = 0.2
 PARITY_LAYOUT = ("parallel.tensor=2", "parallel.pipeline=2")
-SHOWN_PROMPTS = ("三百四十五写成数字：", "In Chinese, three red cats:", "法国的首都：", "The capital of Japan is")
+SHOWN_RELATIONS = ("sum", "things")
 
 
 class Failed(Exception):
@@ -70,7 +70,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSONL file that may be being written."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
 
 
 def last_step(rows: list[dict[str, Any]]) -> int:
@@ -105,7 +107,7 @@ def data_overrides(corpus: Path | None) -> list[str]:
     """What a user's corpus changes in the config: a third source to train and validate on."""
     if corpus is None:
         return []
-    shares = {"zh_facts": 0.75 - USER_SHARE / 2, "en_code": 0.25 - USER_SHARE / 2, "user": USER_SHARE}
+    shares = {"zh_facts": 0.7 - USER_SHARE / 2, "en_code": 0.3 - USER_SHARE / 2, "user": USER_SHARE}
     train = ", ".join(f"{{path: {DEMO}/data/{name}_text_document, weight: {share}}}" for name, share in shares.items())
     valid = ", ".join(f"{{path: {DEMO}/data/{name}_valid_text_document}}" for name in shares)
     return [f"data.train=[{train}]", f"data.valid=[{valid}]"]
@@ -144,6 +146,12 @@ def train(stages: Stages, overrides: list[str]) -> dict[str, Any]:
     return {"killed_after": killed, "resumed_from": resumed}
 
 
+def shown_prompts(rows: list[dict[str, Any]]) -> list[str]:
+    """A held-out Chinese prompt of each of SHOWN_RELATIONS, and English ones where the relation has them."""
+    first = {(row["relation"], row["prompt"].isascii()): row["prompt"] for row in reversed(rows)}
+    return [first[key] for name in SHOWN_RELATIONS for key in ((name, False), (name, True)) if key in first]
+
+
 def ask(stages: Stages, overrides: list[str]) -> None:
     """Exports the run, scores it and its untrained twin, and the bigram model that they are measured against."""
     hf, prompts = str(DEMO / "hf"), str(DEMO / "corpus" / "held_out.jsonl")
@@ -154,7 +162,7 @@ def ask(stages: Stages, overrides: list[str]) -> None:
         call("score.py", hf, prompts, "--untrained", "--json", str(DEMO / "untrained.json"))
         call("bigram.py", CONFIG, *overrides, "--json", str(DEMO / "bigram.json"))
     with stages.stage("generation"):
-        for prompt in SHOWN_PROMPTS:
+        for prompt in shown_prompts(read_rows(Path(prompts))):
             call("generate", hf, prompt, "--max-new-tokens", "24")
 
 
@@ -194,11 +202,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", type=Path, metavar="USER.jsonl", help='further text to train on, {"text": ...} a line')
+    parser.add_argument(
+        "--corpus", type=Path, metavar="USER.jsonl", help='further text to train on, {"text": ...} a line'
+    )
     args = parser.parse_args()
     corpus = args.corpus.resolve() if args.corpus else None
     if corpus and not corpus.is_file():
         parser.error(f"--corpus {args.corpus}: no such file")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))

@@ -1,4 +1,4 @@
-"""What the facts speak of, in Chinese and English: countries, things, colours, months, weekdays and units."""
+"""What the facts speak of, in Chinese and English: countries, things, colours, months and units."""
 
 from __future__ import annotations
 
@@ -123,9 +123,6 @@ MONTHS = [
     "November",
     "December",
 ]
-
-WEEKDAYS_ZH = tuple("星期" + day for day in "一二三四五六日")
-WEEKDAYS_EN = tuple(["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"])
 
 UNITS = (
     Unit("公里", "kilometres", 1000, "米", "metres"),
