@@ -154,11 +154,13 @@ class _saving:  # noqa: N801  (used as a statement: `with _saving(directory)`)
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, (CheckpointingException, CheckpointException, OSError, UserError)):
             return
+        # torch's writer seldom names a full disk: what is left tells more than its words.
+        free = shutil.disk_usage(self.directory.parent).free
         if dist.get_rank() == 0:
             with contextlib.suppress(OSError):  # the error above is the one to tell
                 remove_checkpoint(self.directory)
         raise UserError(
-            f"the checkpoint could not be written: {_innermost(error)}",
+            f"the checkpoint could not be written, with {free / GIB:.2f} GiB left on the disk: {_innermost(error)}",
             where=str(self.directory),
             mend="earlier checkpoints are untouched",
         ) from error

@@ -10,10 +10,13 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from megatron_lm_zh.config import passthrough
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.models.initialise import initialise
+from megatron_lm_zh.models.loss import cross_entropy, hide_padding
+from megatron_lm_zh.models.rope import use_as_fused_rope
 from megatron_lm_zh.models.spec import block_spec
 from megatron_lm_zh.runtime.device import Device
 
@@ -56,11 +59,16 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         "bias_activation_fusion": device.fused,
         "bias_dropout_fusion": device.fused,
         "masked_softmax_fusion": False,  # neither attention has a separate softmax
-        "apply_rope_fusion": device.transformer_engine,
+        "apply_rope_fusion": True,
         "gradient_accumulation_fusion": device.transformer_engine,
         "cross_entropy_loss_fusion": device.fused,
     }
-    return TransformerConfig(**(arguments | passthrough.arguments(TransformerConfig, model.megatron)))
+    arguments |= passthrough.arguments(TransformerConfig, model.megatron)
+    # The flag means: take the layer spec's activation. The local spec names models/swiglu.py.
+    local_activation = not (device.transformer_engine or arguments["bias_activation_fusion"])
+    arguments.setdefault("use_te_activation_func", local_activation)
+    use_as_fused_rope()
+    return TransformerConfig(**arguments)
 
 
 def ddp_config(config: Config) -> DistributedDataParallelConfig:
@@ -77,11 +85,31 @@ def ddp_config(config: Config) -> DistributedDataParallelConfig:
     )
 
 
+class Gpt(GPTModel):
+    """megatron-core's GPTModel, with our loss where megatron-core's fused one does not run.
+
+    Args:
+        true_vocab_size: ids that there are; `vocab_size` counts the rows of the embedding, which are more.
+    """
+
+    def __init__(self, *, true_vocab_size: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.true_vocab_size = true_vocab_size
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Losses [b, s] of labels [b, s] under this rank's logits [s, b, v / t]."""
+        logits = hide_padding(logits, self.true_vocab_size, self.pg_collection.tp)
+        if self.config.cross_entropy_loss_fusion:
+            return super().compute_language_model_loss(labels, logits)
+        return cross_entropy(logits, labels.t(), self.pg_collection.tp).t().contiguous()
+
+
 def build_gpt(config: Config, device: Device) -> GPTModel:
     """This rank's part of the model, initialised the same whatever the layout; config.model.vocab_size must be set."""
     assert config.model.vocab_size is not None
     megatron = transformer_config(config, device)
-    model = GPTModel(
+    model = Gpt(
+        true_vocab_size=config.model.vocab_size,
         config=megatron,
         transformer_layer_spec=block_spec(megatron, device),
         vocab_size=padded_vocab_size(config),

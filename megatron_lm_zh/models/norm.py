@@ -10,7 +10,8 @@ class RMSNorm(torch.nn.RMSNorm):
     """Root-mean-square norm (Zhang & Sennrich 2019) over the last dimension of [s, b, h].
 
     megatron-core's own wrapper refuses sequence parallelism. All that is needed for it is the mark on the weight:
-    `finalize_model_grads` then sums the gradient over the tensor-parallel ranks, each of which saw part of the sequence.
+    `finalize_model_grads` then sums the gradient over the tensor-parallel ranks, each of which saw a part of the
+    sequence.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **options: object) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from megatron_lm_zh.runtime import onednn
+
 CPU = torch.device("cpu")
 
 # Factories that megatron-core calls with a literal device="cuda" (optimizers, schedules, clipping, checkpoints).
@@ -138,6 +140,8 @@ class CpuAdapter:
         self._device_names()
         self._random_state()
         self._tensors()
+        if onednn.is_faster():
+            self._undo.append(onednn.OneDnnProducts().remove)
 
     def install_engine(self) -> None:
         """Redirects the names of megatron-core itself; call it once megatron.core has been imported."""

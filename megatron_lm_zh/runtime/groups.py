@@ -17,6 +17,8 @@ from megatron_lm_zh.runtime import generators
 from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.runtime.ranks import Ranks
 
+SEED_STRIDE = 10_000  # more than megatron-core adds to a seed by itself (2718 + tensor-parallel rank)
+
 
 @contextlib.contextmanager
 def process_groups(config: Config, ranks: Ranks, device: Device, *, trace_dir: Path | None = None) -> Iterator[None]:
@@ -50,7 +52,11 @@ def build_layout(config: Config) -> None:
         distributed_timeout_minutes=max(1, config.run.startup_timeout_s // 60),
         create_gloo_process_groups=True,  # the distributed optimizer gathers its checkpoint over them
     )
-    generators.seed(config.run.seed)
+    # One seed for all ranks of a tensor-parallel group, which megatron-core varies where they must differ; another one
+    # for each pipeline stage and replica, or the same dropout masks would fall on layers and sequences again and again.
+    stage, stages = parallel_state.get_pipeline_model_parallel_rank(), config.parallel.pipeline
+    replica = parallel_state.get_data_parallel_rank()
+    generators.seed(config.run.seed + SEED_STRIDE * (stage + stages * replica))
 
 
 def steady(config: Config) -> None:

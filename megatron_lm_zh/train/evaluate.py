@@ -11,8 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_lm_zh.config.schema import Config
-from megatron_lm_zh.data.loader import Batch, make_batch
-from megatron_lm_zh.data.loader import TextMeter, TextSize
+from megatron_lm_zh.data.loader import Batch, TextMeter, TextSize, make_batch
 from megatron_lm_zh.data.samples import SampleSource
 from megatron_lm_zh.observe.rows import ValidRow
 from megatron_lm_zh.runtime.device import Device

@@ -18,12 +18,11 @@ from megatron.core import parallel_state
 from megatron_lm_zh.checkpoint.load import Found, find_sound_checkpoint, load_training_state
 from megatron_lm_zh.checkpoint.manifest import Layout
 from megatron_lm_zh.checkpoint.save import Saver
-from megatron_lm_zh.config.diff import config_diff
+from megatron_lm_zh.config.diff import Change, config_diff
 from megatron_lm_zh.config.load import as_dict, to_yaml
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.data.inputs import Inputs
-from megatron_lm_zh.data.loader import Datasets, MicroBatches
-from megatron_lm_zh.data.loader import TextMeter
+from megatron_lm_zh.data.loader import Datasets, MicroBatches, TextMeter
 from megatron_lm_zh.data.manifest import read_manifest
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import write_bytes
@@ -108,7 +107,7 @@ def open_run(inputs: Inputs, ranks: Ranks, device: Device, *, allowed: Sequence[
         step = consumed_samples = 0
         if found is not None:
             step, consumed_samples = found.manifest.step, found.manifest.consumed_samples
-            on_rank_0(lambda: _report_resume(found, config, incidents, allowed))
+            on_rank_0(lambda: _report_resume(found, inputs, directory, incidents, allowed))
             load_training_state(found, model, optimizer, layout)
             scheduler.step(step)
         attempt = on_rank_0(lambda: _record_run(directory, config, tokenizer))
@@ -188,14 +187,17 @@ def _reporter(config: Config, directory: RunDirectory, ranks: Ranks, step: int) 
     return Reporter(sinks, Console(line, sys.stdout, total_steps=config.total_steps, first_step=step))
 
 
-def _report_resume(found: Found, config: Config, incidents: Incidents, allowed: Sequence[str]) -> None:
+def _report_resume(
+    found: Found, inputs: Inputs, directory: RunDirectory, incidents: Incidents, allowed: Sequence[str]
+) -> None:
     """Says where the run goes on and what has changed since; refuses a change that alters the result unasked."""
     step = found.manifest.step
     for line in found.rejected.values():
         print(f"warning: {line}; falling back to {found.directory.name}", file=sys.stderr)
         incidents.record("damaged_checkpoint", step=step, rank=0, message=line)
     print(f"resuming from {found.directory} (step {step})")
-    changes = config_diff(yaml.safe_load((found.directory / CONFIG).read_text()), config)
+    changes = config_diff(yaml.safe_load((found.directory / CONFIG).read_text()), inputs.config)
+    changes += _content_changes(directory, inputs)
     for change in changes:
         print(f"changed since then: {change}")
     refused = [c for c in changes if c.effect == "shape" or (c.effect == "result" and c.key not in allowed)]
@@ -213,13 +215,35 @@ def _report_resume(found: Found, config: Config, incidents: Incidents, allowed: 
     found.set_rejected_aside()
 
 
+def _content_changes(directory: RunDirectory, inputs: Inputs) -> list[Change]:
+    """What is read under the same path as by the last attempt, but has another content: training data, tokenizer."""
+    if not directory.environment.is_file():
+        return []
+    before = json.loads(directory.environment.read_text())
+    data = _fingerprints(inputs.config)
+    sides: list[tuple[str, str | None, str | None]] = []
+    sides.append(("data.tokenizer", before["tokenizer"], inputs.tokenizer.fingerprint))
+    for number, source in enumerate(inputs.config.data.train):
+        sides.append((f"data.train.{number}", before["data"].get(source.path), data[source.path]))
+    return [
+        Change(f"{key}.path", f"content {old[:12]}", f"content {new[:12]}", "result")
+        for key, old, new in sides
+        if old and new and old != new
+    ]
+
+
+def _fingerprints(config: Config) -> dict[str, str | None]:
+    """Checksum of each dataset's tokens, from its manifest; None where it has none."""
+    sources = (*config.data.train, *config.data.valid, *config.data.test)
+    manifests = {source.path: read_manifest(source.path) for source in sources}
+    return {path: manifest.bin_sha256 if manifest else None for path, manifest in manifests.items()}
+
+
 def _record_run(directory: RunDirectory, config: Config, tokenizer: Tokenizer) -> int:
     """Writes what this attempt runs with into the run directory; returns the attempt's number."""
     before = json.loads(directory.environment.read_text()) if directory.environment.is_file() else {}
     attempt = int(before.get("attempt", 0)) + 1
-    sources = (*config.data.train, *config.data.valid, *config.data.test)
-    manifests = {source.path: read_manifest(source.path) for source in sources}
-    data = {path: manifest and manifest.bin_sha256 for path, manifest in manifests.items()}
+    data = _fingerprints(config)
     facts = {"attempt": attempt} | environment(argv=sys.argv, data=data, tokenizer=tokenizer.fingerprint)
     directory.done.unlink(missing_ok=True)
     write_bytes(directory.config, to_yaml(config).encode())

@@ -133,7 +133,7 @@ def _on(device: Device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def sum_over_ranks(sums: Tensor, device: Device) -> tuple[float, float]:
     """Adds the ranks' sums [2] of losses and tokens over data parallelism and hands them to every pipeline stage."""
-    reduced = sums.to(device.torch_device)
+    reduced = sums.to(device.torch_device, copy=True)  # the caller's own sums name the rank that a NaN came from
     dist.all_reduce(reduced, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     dist.all_reduce(reduced, group=parallel_state.get_pipeline_model_parallel_group())
     total, tokens = reduced.tolist()

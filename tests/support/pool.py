@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -30,7 +31,11 @@ class RankPool:
         port = _free_port()
         for rank in range(world):
             self._workers[rank][1].send((function, rank, world, port, arguments))
-        answers = [self._workers[rank][1].recv() for rank in range(world)]
+        try:
+            answers = [self._workers[rank][1].recv() for rank in range(world)]
+        except BaseException:  # a time-out: answers that come later must not be taken for the next call's
+            self.close()
+            raise
         failures = [answer for answer in answers if isinstance(answer, _Failure)]
         if failures:
             self.close()  # a world that broke half-way leaves collectives behind: start afresh
@@ -39,11 +44,14 @@ class RankPool:
 
     def close(self) -> None:
         """Ends the processes."""
-        for process, connection in self._workers:
+        for _, connection in self._workers:
             connection.close()
-            process.join(timeout=5)
+        deadline = time.monotonic() + 5
+        for process, _ in self._workers:
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
+                process.join()
         self._workers = []
 
     def __enter__(self) -> RankPool:
