@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from support.tiny import documents, tiny_config
 
 ROOT = Path(__file__).parents[1]

