@@ -172,6 +172,8 @@ def _innermost(error: BaseException) -> str:
         error = next(iter(failures.values()))[0]
     while error.__cause__ is not None:
         error = error.__cause__
+    if "results_queue" in str(error):  # megatron-core's words for a writer that has not reported
+        return "a writer process died, perhaps killed for its memory"
     return str(error).strip().splitlines()[-1]
 
 
@@ -198,6 +200,7 @@ def _with_checksums(write: Callable[..., None], directory: Path, rank: int) -> C
     def write_and_hash(*arguments: Any, **options: Any) -> None:
         # A writer that outlives a killed rank would write into the checkpoint that the next attempt makes.
         children.die_with(parent)
+        children.fail_with_children()
         os.register_at_fork(after_in_child=partial(children.die_with, os.getpid()))
         write(*arguments, **options)
         records = {path.name: asdict(record(path)) for path in directory.glob(f"__{rank}_*")}

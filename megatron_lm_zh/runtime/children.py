@@ -6,6 +6,9 @@ import ctypes
 import os
 import signal
 import sys
+from types import FrameType
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
 
@@ -17,6 +20,22 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+
+
+def fail_with_children() -> None:
+    """Ends this process as soon as a child of it has failed or was killed, instead of waiting for its answer for ever.
+
+    megatron-core's checkpoint writer waits so for processes of its own, which the kernel may kill for their memory.
+    """
+
+    def look(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            # Looks without collecting: who started the child still waits for it.
+            ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None and ended.si_status != 0:
+                os._exit(1)
+
+    signal.signal(signal.SIGCHLD, look)
 
 
 def serve(parent: int) -> None:
