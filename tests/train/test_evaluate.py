@@ -51,6 +51,7 @@ def by_hand(ranks: Any, device: Any, config: str, overrides: list[str]) -> list[
             for index in range(min(wanted, len(source))):
                 ids = torch.from_numpy(source[index])
                 logits = model(ids[None, :-1], torch.arange(len(ids) - 1)[None], None)[0]
+                logits = logits[:, : inputs.config.model.vocab_size]  # padded rows of the embedding stand for no token
                 nats += float(torch.nn.functional.cross_entropy(logits.double(), ids[1:], reduction="sum"))
                 tokens += len(ids) - 1
                 pieces = [inputs.tokenizer.token_sizes()[int(id_)] for id_ in ids[1:]]
