@@ -79,11 +79,6 @@ class RunDirectory:
         complete = [path for path in found if _ITERATION.search(path.name) and (path / MANIFEST).is_file()]
         return sorted(complete, key=step_of, reverse=True)
 
-    def incomplete_checkpoints(self) -> list[Path]:
-        """Checkpoints whose writing was cut short."""
-        found = self.checkpoints.glob("iter_*") if self.checkpoints.is_dir() else iter(())
-        return [path for path in found if _ITERATION.search(path.name) and not (path / MANIFEST).is_file()]
-
 
 def step_of(checkpoint: Path) -> int:
     """Steps done when the checkpoint directory was written, from its name."""

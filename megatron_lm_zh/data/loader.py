@@ -251,7 +251,7 @@ def _prefetch(
 ) -> None:
     try:
         for indices in plan:
-            rows = np.stack([_checked(dataset, index, vocab_size) for index in indices])
+            rows = np.stack([checked_sample(dataset, index, vocab_size) for index in indices])
             batch = make_batch(torch.from_numpy(rows))
             if stop.is_set():
                 return
@@ -262,7 +262,8 @@ def _prefetch(
         out.put(error)
 
 
-def _checked(dataset: SampleSource, index: int, vocab_size: int) -> NDArray[np.int64]:
+def checked_sample(dataset: SampleSource, index: int, vocab_size: int) -> NDArray[np.int64]:
+    """Sample `index`; UserError where one of its ids is not in the vocabulary."""
     sample = dataset[index]
     largest = int(sample.max())
     if largest >= vocab_size or int(sample.min()) < 0:

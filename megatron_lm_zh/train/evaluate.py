@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
+from numpy.typing import NDArray
 
 from megatron_lm_zh.config.schema import Config
-from megatron_lm_zh.data.loader import Batch, TextMeter, TextSize, make_batch
+from megatron_lm_zh.data.loader import Batch, TextMeter, TextSize, checked_sample, make_batch
 from megatron_lm_zh.data.samples import SampleSource
 from megatron_lm_zh.observe.rows import ValidRow
 from megatron_lm_zh.runtime.device import Device
@@ -43,9 +45,11 @@ class Evaluator:
         train = self.config.train
         samples = min(len(source), self.config.evaluate.batches * train.global_batch_size)
         replicas = parallel_state.get_data_parallel_world_size()
-        batches = padded_batches(
-            source, samples, train.micro_batch_size, parallel_state.get_data_parallel_rank(), replicas
-        )
+        vocab_size = self.config.model.vocab_size
+        assert vocab_size is not None
+        sample = partial(checked_sample, source, vocab_size=vocab_size)
+        replica = parallel_state.get_data_parallel_rank()
+        batches = padded_batches(sample, samples, train.micro_batch_size, replica, replicas)
         count = -(-samples // (train.micro_batch_size * replicas))
         with torch.no_grad():
             sums = run_batches(self.config, self.model, self.device, batches, count, forward_only=True)
@@ -64,13 +68,13 @@ class Evaluator:
 
 
 def padded_batches(
-    source: SampleSource, samples: int, micro_batch_size: int, replica: int, replicas: int
+    sample: Callable[[int], NDArray[np.int64]], samples: int, micro_batch_size: int, replica: int, replicas: int
 ) -> Iterator[Batch]:
     """One replica's micro-batches of the first `samples` samples; what fills up the last ones has a loss mask of 0."""
     row = micro_batch_size * replicas
     for first in range(replica * micro_batch_size, -(-samples // row) * row, row):
         indices = range(first, first + micro_batch_size)
-        rows = np.stack([source[min(index, samples - 1)] for index in indices])
+        rows = np.stack([sample(min(index, samples - 1)) for index in indices])
         batch = make_batch(torch.from_numpy(rows))
         batch["loss_mask"] *= torch.tensor([float(index < samples) for index in indices]).unsqueeze(1)
         yield batch

@@ -132,9 +132,9 @@ def _on(device: Device, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sum_over_ranks(sums: Tensor, device: Device) -> tuple[float, float]:
-    """Adds the ranks' sums [2] of losses and tokens over data parallelism and hands them to every pipeline stage."""
+    """Adds the ranks' sums [2] of losses and tokens; every rank gets the same totals, a NaN of any of them included."""
     reduced = sums.to(device.torch_device, copy=True)  # the caller's own sums name the rank that a NaN came from
-    dist.all_reduce(reduced, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    dist.all_reduce(reduced, group=parallel_state.get_pipeline_model_parallel_group())
-    total, tokens = reduced.tolist()
+    dist.all_reduce(reduced)
+    copies = parallel_state.get_tensor_model_parallel_world_size()  # tensor-parallel ranks have the same losses
+    total, tokens = (reduced / copies).tolist()
     return total, tokens
