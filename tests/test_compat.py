@@ -26,7 +26,9 @@ def _module(root: Path, *files: str) -> None:
 def test_required_packages_are_found_here() -> None:
     required = [package for package in compat.packages() if package.required]
     assert {"torch", "megatron-core", "numpy", "sentencepiece"} <= {package.name for package in required}
-    assert all(package.found and package.version for package in required)
+    assert all(package.found for package in required)
+    # The extension's version is pybind11's, which need not be installed beside what it has built.
+    assert all(package.version for package in required if package.name != "pybind11 extension")
     assert compat.megatron_core_version() >= (0, 16, 1)
     directory = compat.megatron_core_directory()
     assert directory is not None

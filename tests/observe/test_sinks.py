@@ -98,8 +98,8 @@ def test_rewind_that_fails_leaves_the_file_and_no_debris(tmp_path: Path, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("megatron_lm_zh.observe.files.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("megatron_lm_zh.files.os.fsync", full)
+    with pytest.raises(UserError, match="No space"):
         rewind(path, 1)
     assert read_steps(path) == [1, 2]
     assert list(tmp_path.iterdir()) == [path]
