@@ -56,7 +56,7 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         # was cut into micro-batches.
         "calculate_per_token_loss": True,
         "deterministic_mode": config.run.deterministic,
-        "bias_activation_fusion": device.fused,
+        "bias_activation_fusion": True,  # one autograd function for SwiGLU, compiled where torch.compile is
         "bias_dropout_fusion": device.fused,
         "masked_softmax_fusion": False,  # neither attention has a separate softmax
         "apply_rope_fusion": True,
@@ -64,9 +64,6 @@ def transformer_config(config: Config, device: Device) -> TransformerConfig:
         "cross_entropy_loss_fusion": device.fused,
     }
     arguments |= passthrough.arguments(TransformerConfig, model.megatron)
-    # The flag means: take the layer spec's activation. The local spec names models/swiglu.py.
-    local_activation = not (device.transformer_engine or arguments["bias_activation_fusion"])
-    arguments.setdefault("use_te_activation_func", local_activation)
     use_as_fused_rope()
     return TransformerConfig(**arguments)
 

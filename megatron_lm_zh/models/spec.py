@@ -14,7 +14,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_lm_zh.models.attention import SdpaCoreAttention
 from megatron_lm_zh.models.norm import RMSNorm
-from megatron_lm_zh.models.swiglu import swiglu
 from megatron_lm_zh.runtime.device import Device
 
 
@@ -25,15 +24,7 @@ def layer_spec(device: Device) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     attention = spec.submodules.self_attention
     attention = replace(attention, submodules=replace(attention.submodules, core_attention=SdpaCoreAttention))
-    mlp = spec.submodules.mlp
-    mlp = replace(mlp, submodules=replace(mlp.submodules, activation_func=swiglu))
-    submodules = replace(
-        spec.submodules,
-        input_layernorm=RMSNorm,
-        self_attention=attention,
-        pre_mlp_layernorm=RMSNorm,
-        mlp=mlp,
-    )
+    submodules = replace(spec.submodules, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm, self_attention=attention)
     return replace(spec, submodules=submodules)
 
 
