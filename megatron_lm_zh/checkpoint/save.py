@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +15,15 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_lm_zh import compat
+from megatron_lm_zh.checkpoint import writer
 from megatron_lm_zh.checkpoint.manifest import FORMAT_VERSION, FileRecord, Layout, Manifest, record
 from megatron_lm_zh.checkpoint.state import State
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import sync_directory, write_bytes
 from megatron_lm_zh.run_directory import CONFIG, MANIFEST, RunDirectory
-from megatron_lm_zh.runtime import children
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +41,7 @@ class Saver:
         self.layout = layout
         self.keep_last = keep_last
         self.asynchronous = asynchronous
-        self._queue = AsyncCallsQueue(persistent=False)
+        self._queue = writer.WriterQueue(persistent=False)
         self._writing: Path | None = None
 
     def save(self, state: State, *, step: int, consumed_samples: int, config_yaml: str) -> None:
@@ -61,14 +54,14 @@ class Saver:
         directory = self.run.checkpoint(step)
         self._prepare(directory, _bytes_of(state), config_yaml)
         self._writing = directory
-        _start_results_queue()
+        writer.start_results_queue()
         arguments = {"async_strategy": "mcore"} if compat.megatron_core_version() >= (0, 19) else {}
         with _saving(directory):
             request = dist_checkpointing.save(state, str(directory), async_sharded_save=True, **arguments)
-        if request.async_fn is not None:
-            request = request._replace(async_fn=_with_checksums(request.async_fn, directory, dist.get_rank()))
-        request.add_finalize_fn(lambda: self._complete(directory, step, consumed_samples))
-        self._queue.schedule_async_request(request)
+            if request.async_fn is not None:
+                request = request._replace(async_fn=writer.with_checksums(request.async_fn, directory, dist.get_rank()))
+            request.add_finalize_fn(lambda: self._complete(directory, step, consumed_samples))
+            self._queue.schedule_async_request(request)
         if not self.asynchronous:
             self.finish()
 
@@ -187,38 +180,6 @@ def _bytes_of(state: State) -> int:
     everyone = [0] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return sum(everyone)
-
-
-def _checksum_file(directory: Path, rank: int) -> Path:
-    return directory / f".checksums_{rank}.json"
-
-
-def _with_checksums(write: Callable[..., None], directory: Path, rank: int) -> Callable[..., None]:
-    """The writer's function, followed, in the writer's own process, by the checksums of the files it wrote."""
-    parent = os.getpid()
-
-    def write_and_hash(*arguments: Any, **options: Any) -> None:
-        # A writer that outlives a killed rank would write into the checkpoint that the next attempt makes.
-        children.die_with(parent)
-        children.fail_with_children()
-        os.register_at_fork(after_in_child=partial(children.die_with, os.getpid()))
-        write(*arguments, **options)
-        records = {path.name: asdict(record(path)) for path in directory.glob(f"__{rank}_*")}
-        with contextlib.suppress(UserError):  # a full disk: the write itself has failed and says so, or rank 0 reads
-            write_bytes(_checksum_file(directory, rank), json.dumps(records).encode())
-
-    return write_and_hash
-
-
-def _start_results_queue() -> None:
-    """Starts the queue over which writers report to their rank, as megatron-core does, but in a process that is safe.
-
-    megatron-core's own outlives a rank that is killed, and dies of the signal that asks a job step to stop and save.
-    """
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        manager.start(initializer=children.serve, initargs=(os.getpid(),))
-        filesystem_async._results_queue = manager.Queue()
 
 
 def _collect_records(directory: Path) -> dict[str, FileRecord]:
