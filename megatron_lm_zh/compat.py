@@ -86,11 +86,6 @@ def has_apex() -> bool:
     return _apex_is_nvidias() and _spec("amp_C") is not None
 
 
-def has_triton() -> bool:
-    """Whether triton is installed."""
-    return _spec("triton") is not None
-
-
 def _installed(name: str, used_for: str, get: str, *, module: str = "", required: bool = False) -> Package:
     found = _spec(module or name) is not None
     return Package(name, found, _version(name) if found else None, used_for, get, required)

@@ -11,13 +11,15 @@ from types import FrameType
 import psutil
 
 _PR_SET_PDEATHSIG = 1
+# Loaded here, since between fork and exec there may be system calls only.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with(parent: int) -> None:
     """Has the kernel kill this process when `parent`, which started it, is gone (Linux; elsewhere nothing)."""
-    if sys.platform != "linux":
+    if _LIBC is None:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
 

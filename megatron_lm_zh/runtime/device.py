@@ -50,11 +50,6 @@ class Device:
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
-    def synchronize(self) -> None:
-        """Waits until what was queued on the device is done, so that a clock reads the truth."""
-        if self.kind == "cuda":
-            torch.cuda.synchronize()
-
     def memory_recorder(self) -> Callable[[Path], AbstractContextManager[None]] | None:
         """What records the device's allocations while a context is open and writes them to a path; None on a CPU."""
         return _recorded_allocations if self.kind == "cuda" else None

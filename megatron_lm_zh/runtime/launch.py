@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -12,10 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from megatron_lm_zh.runtime import children
 from megatron_lm_zh.runtime.ranks import LOOPBACK
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -24,7 +25,6 @@ _POLL_S = 0.02
 _OWN_WORDS_S = 1.0  # after a failure: time for the other ranks to fail by themselves and say why
 _GRACE_S = 5.0  # after SIGTERM: time to flush logs; a save cannot succeed without the lost rank
 _TAIL_LINES = 15
-_PR_SET_PDEATHSIG = 1
 
 
 def launch_local(command: Sequence[str], world: int, *, log_dir: Path | None, environ: Mapping[str, str]) -> int:
@@ -92,15 +92,6 @@ def _free_port() -> int:
 
 
 def _start(command: Sequence[str], environ: Mapping[str, str], log: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    launcher = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_launcher() -> None:  # runs between fork and exec: system calls only
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != launcher:  # it died before the line above
-                os._exit(1)
-
     # A process group of its own keeps a terminal's Ctrl-C from reaching a rank twice, once from us and once from there.
     return subprocess.Popen(
         command,
@@ -109,7 +100,7 @@ def _start(command: Sequence[str], environ: Mapping[str, str], log: IO[bytes] | 
         stdout=log,
         stderr=subprocess.STDOUT if log is not None else None,
         process_group=0,
-        preexec_fn=die_with_launcher,
+        preexec_fn=partial(children.die_with, os.getpid()),
     )
 
 
