@@ -11,6 +11,7 @@ from megatron_lm_zh.config.passthrough import mend_for
 from megatron_lm_zh.config.rules import rules_reading
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.errors import UserError, nearest
+from megatron_lm_zh.families.registry import FAMILIES, families_using
 
 _WIDTH = 100
 
@@ -37,14 +38,14 @@ def explain_all() -> str:
 
 
 def _explain_key(name: str, key: Key) -> str:
-    lines = [f"{name}: {key.type_name}", f"default: {key.default}", *_wrapped(key.doc), *_rules(name)]
+    lines = [f"{name}: {key.type_name}", f"default: {key.default}", *_wrapped(key.doc), *_families(key), *_rules(name)]
     if key.path[-1] == "megatron":
         lines.append(f"one of them: mlzh config explain {name}.FIELD (fields of {version_text()})")
     return "\n".join(lines)
 
 
 def _explain_section(name: str, key: Key) -> str:
-    parts = [f"{name}: section ({key.default})", *_wrapped(key.doc)]
+    parts = [f"{name}: {key.type_name} ({key.default})", *_wrapped(key.doc), *_families(key)]
     for section in key.sections:
         keys = keys_of(section)
         if "kind" in keys:
@@ -66,6 +67,14 @@ def _explain_megatron(table: str, name: str) -> str:
     note = [f"not to be set here: {mend}"] if mend else []
     head = [f"{full}: {field.type_name}", f"default: {field.default} ({field.owner}, {version_text()})"]
     return "\n".join([*head, *note, *_wrapped(field.doc)])
+
+
+def _families(key: Key) -> list[str]:
+    """Which families use a key of the `model` section, where not all do."""
+    if key.path[0] != "model" or len(key.path) == 1:
+        return []
+    using = families_using(str(key.path[1]))
+    return [] if len(using) == len(FAMILIES) else [f"families that use it: {', '.join(using)}"]
 
 
 def _rules(name: str) -> list[str]:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from megatron_lm_zh.config.base import FamilyDefault
 from megatron_lm_zh.config.document import KeyPath, describe
 from megatron_lm_zh.config.schema import Config
 
@@ -23,7 +24,7 @@ class Key:
     types: tuple[Any, ...]
     """The alternatives of its type: section classes, `int`, `Literal[...]`, ..."""
     default: str
-    """Its default as text: a YAML value, "required" or "derived" (the doc then says from what)."""
+    """Its default as text: a YAML value, "required", "optional" (a section) or "derived" (the doc says from what)."""
     doc: str
     """Its manual."""
     bounds: str = ""
@@ -43,7 +44,7 @@ class Key:
     def type_name(self) -> str:
         """Its type in words, e.g. "integer > 0 or null"."""
         if self.sections:
-            return "section"
+            return "section or null" if NoneType in self.types else "section"
         return " or ".join(_type_name(kind) + (self.bounds if kind in (int, float) else "") for kind in self.types)
 
 
@@ -121,16 +122,26 @@ def _item_type(key: Key) -> Any:
 
 def _key(path: KeyPath, info: FieldInfo, doc: str) -> Key:
     types = _alternatives(info.annotation)
-    if any(map(dataclasses.is_dataclass, types)):
-        default = "required" if info.is_required() else "optional"
-    elif info.is_required():
+    if info.is_required():
         default = "required"
+    elif any(map(dataclasses.is_dataclass, types)):
+        default = "null" if info.default is None and NoneType in types else "optional"
+    elif isinstance(info.default_factory, FamilyDefault):
+        default = _family_default(info.default_factory)
     elif info.default_factory is not None:
         default = "{}" if info.default_factory is dict else "derived"
     else:
         default = describe(list(info.default)) if isinstance(info.default, tuple) else describe(info.default)
         default = "[]" if info.default == () else default
     return Key(path=path, types=types, default=default, doc=doc or _section_doc(types), bounds=_bounds(info.metadata))
+
+
+def _family_default(default: FamilyDefault) -> str:
+    """E.g. "false; true in qwen3_moe, deepseek_v3"."""
+    families: dict[str, list[str]] = {}
+    for name, value in default.exceptions().items():
+        families.setdefault(describe(value), []).append(name)
+    return "; ".join([describe(default.otherwise), *(f"{value} in {', '.join(of)}" for value, of in families.items())])
 
 
 def _doc(section: type, name: str) -> str:
@@ -153,7 +164,11 @@ def _bounds(metadata: list[Any]) -> str:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(kind for part in get_args(annotation) for kind in _alternatives(part))
+    return (annotation,)
 
 
 def _type_name(kind: Any) -> str:

@@ -20,68 +20,65 @@ from megatron_lm_zh.config.megatron_fields import (
     megatron_fields,
     version_text,
 )
-from megatron_lm_zh.config.schema import Ddp, Model, Optim
+from megatron_lm_zh.config.schema import Ddp, Kernels, Model, Optim, Parallel, Precision
 from megatron_lm_zh.errors import UserError, nearest
 
-_SECTIONS = {"model": Model, "optim": Optim, "ddp": Ddp}
+_SECTIONS = {
+    "model": Model,
+    "optim": Optim,
+    "ddp": Ddp,
+    "precision": Precision,
+    "kernels": Kernels,
+    "parallel": Parallel,
+}
 
 _DTYPE = "use precision.dtype instead"
-_LAYOUT = "the layout is set by parallel.tensor, parallel.pipeline and parallel.sequence"
-_FAMILY = "set by model.family: a checkpoint must stay one that its Hugging Face architecture can hold"
+_LAYOUT = "the layout is set in the `parallel` section"
 _INIT = "initialisation is set by run.seed and model.init_method_std"
 _INSTALLED = "decided by what is installed; see mlzh doctor"
-_ADAMW = "the optimizer is AdamW"
+_UNTRIED = "this system does not build such networks"
 
 # Fields that a section of ours sets under another name, or that must follow from it, with what to do instead.
 RESERVED: dict[str, dict[str, str]] = {
     "model": {
         "tensor_model_parallel_size": "use parallel.tensor instead",
         "pipeline_model_parallel_size": "use parallel.pipeline instead",
+        "virtual_pipeline_model_parallel_size": "use parallel.virtual_pipeline instead",
+        "context_parallel_size": "use parallel.context instead",
+        "expert_model_parallel_size": "use parallel.expert instead",
+        "expert_tensor_parallel_size": "use parallel.expert_tensor instead",
         "sequence_parallel": "use parallel.sequence instead",
         **dict.fromkeys(
-            ("bf16", "fp16", "params_dtype", "pipeline_dtype", "enable_autocast", "autocast_dtype"), _DTYPE
-        ),
-        "fp8": "use precision.fp8 instead",
-        "deterministic_mode": "use run.deterministic instead",
-        **dict.fromkeys(
             (
-                "context_parallel_size",
-                "hierarchical_context_parallel_sizes",
                 "hybrid_context_parallel",
                 "max_seqlen_per_dp_cp_rank",
-                "expert_model_parallel_size",
-                "expert_tensor_parallel_size",
                 "moe_extended_tp",
-                "virtual_pipeline_model_parallel_size",
-                "microbatch_group_size_per_vp_stage",
-                "pipeline_model_parallel_layout",
-                "num_layers_in_first_pipeline_stage",
-                "num_layers_in_last_pipeline_stage",
-                "account_for_embedding_in_pipeline_split",
-                "account_for_loss_in_pipeline_split",
+                "batch_p2p_comm",
+                "variable_seq_lengths",
+                "tensor_parallel_num_weight_shards",
+                "gtp_weight_remat_size",
+                "expert_tensor_parallel_num_weight_shards",
+                "expert_gtp_weight_remat_size",
             ),
             _LAYOUT,
         ),
         **dict.fromkeys(
+            ("bf16", "fp16", "params_dtype", "pipeline_dtype", "enable_autocast", "autocast_dtype"), _DTYPE
+        ),
+        "fp8_param": "use precision.fp8_param_gather instead",
+        "fp4_param": "use precision.fp4 instead",
+        "deterministic_mode": "use run.deterministic instead",
+        "activation_func": "use model.activation instead",
+        "gated_linear_unit": "use model.activation instead",
+        **dict.fromkeys(
             (
-                "normalization",
                 "layernorm_zero_centered_gamma",
                 "apply_residual_connection_post_layernorm",
-                "add_bias_linear",
-                "add_qkv_bias",
-                "gated_linear_unit",
                 "glu_linear_offset",
                 "activation_func_clamp_value",
-                "num_moe_experts",
-                "moe_layer_freq",
-                "multi_latent_attention",
-                "mtp_num_layers",
                 "mtp_standalone",
-                "qk_layernorm",
                 "qk_l2_norm",
                 "rotary_interleaved",
-                "window_size",
-                "window_attn_skip_freq",
                 "no_rope_freq",
                 "mrope_section",
                 "softmax_scale",
@@ -92,7 +89,7 @@ RESERVED: dict[str, dict[str, str]] = {
                 "heterogeneous_block_specs",
                 "is_hybrid_model",
             ),
-            _FAMILY,
+            _UNTRIED,
         ),
         **dict.fromkeys(
             (
@@ -100,23 +97,36 @@ RESERVED: dict[str, dict[str, str]] = {
                 "use_cpu_initialization",
                 "init_model_with_meta_device",
                 "embedding_init_method_std",
+                "use_mup",
             ),
             _INIT,
         ),
         "transformer_impl": _INSTALLED,
         "calculate_per_token_loss": "the loss is always the mean over tokens",
+        "moe_token_dropping": "set model.moe_expert_capacity_factor instead",
+        # old names of what has a key
+        "moe_enable_deepep": "use model.moe_flex_dispatcher_backend instead",
+        "moe_layer_recompute": "use model.recompute_modules instead",
+        "moe_router_topk_limited_devices": "use model.moe_router_group_topk instead",
+        "moe_router_padding_for_fp8": "use model.megatron.moe_router_padding_for_quantization instead",
+        **dict.fromkeys(("enable_cuda_graph", "external_cuda_graph"), "use model.cuda_graph_impl instead"),
     },
     "optim": {
         "min_lr": "use schedule.min_lr instead",
         **dict.fromkeys(("bf16", "fp16", "params_dtype"), _DTYPE),
+        "fp8_recipe": "use precision.fp8_recipe instead",
         "overlap_param_gather": "use ddp.overlap_param_gather instead",
-        **dict.fromkeys(("optimizer", "decoupled_weight_decay", "sgd_momentum"), _ADAMW),
+        "decoupled_weight_decay": "weight decay is always decoupled",
     },
     "ddp": {
         "use_distributed_optimizer": "use optim.use_distributed_optimizer instead",
-        **dict.fromkeys(("use_megatron_fsdp", "use_custom_fsdp"), "sharding is set by optim.use_distributed_optimizer"),
+        "use_custom_fsdp": "use ddp.use_megatron_fsdp instead",
+        "fp8_param_gather": "use precision.fp8_param_gather instead",
     },
 }
+
+# Sections whose fields are megatron-core's under the same name, by the table that would otherwise take them.
+_ELSEWHERE = {"model": ("precision", "kernels", "parallel"), "optim": ("precision",), "ddp": ()}
 
 
 def check_table(table: str, values: Mapping[str, Any]) -> dict[str, UserError]:
@@ -132,8 +142,9 @@ def mend_for(table: str, key: str) -> str | None:
     """What to use instead of a megatron-core field that `<table>.megatron` may not name; None if it may."""
     if key in keys_of(_SECTIONS[table]):
         return f"use {table}.{key} instead"
-    if table == "optim" and key.startswith("muon_"):
-        return _ADAMW
+    for section in _ELSEWHERE[table]:
+        if key in keys_of(_SECTIONS[section]):
+            return f"use {section}.{key} instead"
     return RESERVED[table].get(key)
 
 

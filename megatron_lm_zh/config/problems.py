@@ -27,8 +27,15 @@ def problems_of(error: ValidationError, document: Document) -> dict[KeyPath, Use
 
 
 def _path(location: tuple[int | str, ...]) -> KeyPath:
-    """The key path of pydantic's location, without the tag it puts behind the discriminated `schedule`."""
-    return location[:1] + location[2:] if location[:1] == ("schedule",) else location
+    """The key path of pydantic's location, without the tag it puts behind a section that has kinds."""
+    path: KeyPath = ()
+    tagged = False
+    for step in location:
+        if not tagged:
+            path = (*path, step)
+        key = None if tagged else find(path)
+        tagged = key is not None and len(key.sections) > 1
+    return path
 
 
 def _problem(path: KeyPath, detail: Any, document: Document) -> UserError:

@@ -19,11 +19,18 @@ class _WarmUp:
     """Fields that every schedule has."""
 
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly from 0 to `optim.lr`."""
+    """Steps over which the learning rate rises linearly from warmup_init_lr to `optim.lr`."""
+    warmup_init_lr: float = Field(default=0.0, ge=0)
+    """Learning rate of the first step of a warm-up."""
 
     def scheduler_arguments(self, total_steps: int) -> dict[str, Any]:
         """Keyword arguments of OptimizerParamScheduler that depend on the schedule, for a run of `total_steps`."""
-        return {"lr_warmup_steps": self.warmup_steps, "lr_decay_steps": total_steps, "min_lr": 0.0}
+        return {
+            "init_lr": self.warmup_init_lr,
+            "lr_warmup_steps": self.warmup_steps,
+            "lr_decay_steps": total_steps,
+            "min_lr": 0.0,
+        }
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -69,6 +76,17 @@ class Cosine(_Decay):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class InverseSquareRoot(_Decay):
+    """`optim.lr` x sqrt(warmup_steps / step) after the warm-up, never below `min_lr` (Vaswani et al. 2017)."""
+
+    kind: Literal["inverse_square_root"] = "inverse_square_root"
+    """Which schedule."""
+
+    def scheduler_arguments(self, total_steps: int) -> dict[str, Any]:
+        return super().scheduler_arguments(total_steps) | {"lr_decay_style": "inverse-square-root"}
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class WarmupStableDecay(_Decay):
     """Warm-up, a plateau at `optim.lr`, then a short decay to `min_lr` (MiniCPM, Hu et al. 2024)."""
 
@@ -77,7 +95,7 @@ class WarmupStableDecay(_Decay):
     decay_steps: int = Field(gt=0)
     """Length of the final decay, in steps."""
     decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "minus_sqrt"
-    """Shape of the final decay."""
+    """Shape of the final decay, with t from 0 to 1 in it: 2^(1-t) - 1, 1 - t, half a cosine, or 1 - sqrt(t)."""
 
     def scheduler_arguments(self, total_steps: int) -> dict[str, Any]:
         return super().scheduler_arguments(total_steps) | {
@@ -87,4 +105,4 @@ class WarmupStableDecay(_Decay):
         }
 
 
-Schedule = Annotated[Constant | Linear | Cosine | WarmupStableDecay, Field(discriminator="kind")]
+Schedule = Annotated[Constant | Linear | Cosine | InverseSquareRoot | WarmupStableDecay, Field(discriminator="kind")]

@@ -6,15 +6,19 @@ under a section's `megatron:` table, which the loader checks against the install
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from megatron_lm_zh.config.base import STRICT
+from megatron_lm_zh.config.base import STRICT, PositiveInt
+from megatron_lm_zh.config.batch_ramp import BatchSizes
 from megatron_lm_zh.config.schedules import Cosine, Schedule
-
-PositiveInt = Field(gt=0)
+from megatron_lm_zh.config.sections.model import Model
+from megatron_lm_zh.config.sections.optim import Ddp, Optim
+from megatron_lm_zh.config.sections.parallel import Parallel
+from megatron_lm_zh.config.sections.precision import Kernels, Precision
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -36,76 +40,6 @@ class Run:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class Model:
-    """The network."""
-
-    family: Literal["llama"] = "llama"
-    """Model family: which Hugging Face architecture the checkpoint becomes (see megatron_lm_zh/families)."""
-    num_layers: int = PositiveInt
-    """Number of transformer layers."""
-    hidden_size: int = PositiveInt
-    """Width of the residual stream."""
-    num_attention_heads: int = PositiveInt
-    """Number of query heads."""
-    num_query_groups: int = Field(default_factory=lambda model: model["num_attention_heads"], gt=0)
-    """Number of key/value heads (grouped-query attention). Default: num_attention_heads."""
-    kv_channels: int = Field(default_factory=lambda model: model["hidden_size"] // model["num_attention_heads"], gt=0)
-    """Channels of one head. Default: hidden_size / num_attention_heads."""
-    ffn_hidden_size: int = Field(default_factory=lambda model: -(-8 * model["hidden_size"] // 3 // 64) * 64, gt=0)
-    """Inner width of the gated MLP. Default: 8/3 hidden_size, rounded up to a multiple of 64."""
-    seq_length: int = PositiveInt
-    """Tokens in one training sequence."""
-    max_position_embeddings: int = Field(default_factory=lambda model: model["seq_length"], gt=0)
-    """Longest sequence that the exported model claims to take. Default: seq_length."""
-    vocab_size: int | None = Field(default=None, gt=0)
-    """Number of token ids. Default: the tokenizer's. May be larger than the tokenizer's, never smaller."""
-    make_vocab_size_divisible_by: int = Field(default=128, gt=0)
-    """The embedding has vocab_size rows rounded up to a multiple of this, whatever the layout."""
-    tie_embeddings: bool = False
-    """Whether the output layer shares the word embedding's weight."""
-    rotary_base: int = Field(default=10000, gt=0)
-    """Base of the rotary position embedding (theta)."""
-    layernorm_epsilon: float = Field(default=1e-5, gt=0)
-    """Epsilon of RMSNorm."""
-    init_method_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of the initial weights; residual projections get this / sqrt(2 num_layers)."""
-    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of the attention probabilities."""
-    hidden_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of embeddings and residual branches."""
-    recompute_granularity: Literal["selective", "full"] | None = None
-    """Activation recompute: `selective` redoes the core attention, `full` whole layers, null nothing."""
-    recompute_method: Literal["uniform", "block"] | None = None
-    """With `full`: `uniform` splits all layers into chunks, `block` recomputes the first layers of a stage."""
-    recompute_num_layers: int | None = Field(default=None, gt=0)
-    """With `full`: layers a chunk (`uniform`) or layers recomputed in a stage (`block`)."""
-    megatron: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of megatron-core's TransformerConfig, by their own names."""
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class Parallel:
-    """The layout. Data parallelism is what is left: world / (tensor x pipeline)."""
-
-    tensor: int = Field(default=1, gt=0)
-    """Tensor-parallel size: ranks that share each layer's matrices. Keep it inside a node."""
-    pipeline: int = Field(default=1, gt=0)
-    """Pipeline-parallel size: ranks that each hold a run of consecutive layers."""
-    sequence: bool = False
-    """Sequence parallelism: norms and dropout are split along the sequence over the tensor-parallel ranks."""
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class Precision:
-    """Number formats."""
-
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    """Format of weights and activations. With bf16 the optimizer keeps fp32 master weights."""
-    fp8: Literal["hybrid", "e4m3"] | None = None
-    """FP8 matrix multiplications through Transformer Engine, on GPUs that have them."""
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Tokenizer:
     """Which tokenizer turned text into ids."""
 
@@ -123,6 +57,8 @@ class Source:
     """Prefix of a .bin/.idx pair, e.g. `data/zh_text_document`."""
     weight: float = Field(default=1.0, gt=0)
     """Share of this source in the blend; weights are normalised to sum to 1."""
+    loss_weight: float = Field(default=1.0, gt=0)
+    """Weight of this source's tokens in the training loss: the loss is the weighted mean over tokens."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -139,6 +75,12 @@ class Data:
     """Datasets evaluated once at the end of the run. Default: the test share of `split`, where it is not 0."""
     split: str = Field(default="99,1,0", pattern=r"^\s*\d+(\.\d+)?(\s*,\s*\d+(\.\d+)?){2}\s*$")
     """Shares of a train source's documents used to train, validate and test, e.g. `98,1,1`."""
+    reset_attention_mask: bool = False
+    """Documents packed into one sequence do not see each other."""
+    reset_position_ids: bool = False
+    """Positions start from 0 in every document of a sequence."""
+    eod_mask_loss: bool = False
+    """Predicting the token after an end of document does not count in the loss."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -153,40 +95,10 @@ class Train:
     """Sequences in one forward pass of one rank."""
     global_batch_size: int = PositiveInt
     """Sequences in one optimizer step over all ranks; gradients accumulate over the micro-batches."""
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class Optim:
-    """AdamW."""
-
-    lr: float = Field(gt=0)
-    """Peak learning rate."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay of matrices; norms and biases have none."""
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of Adam's first moment."""
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of Adam's second moment."""
-    adam_eps: float = Field(default=1e-8, gt=0)
-    """Adam's epsilon."""
-    clip_grad: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 does not clip."""
-    use_distributed_optimizer: bool = False
-    """Shard optimizer states over the data-parallel ranks (ZeRO-1)."""
-    megatron: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of megatron-core's OptimizerConfig, by their own names."""
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class Ddp:
-    """Gradient reduction over the data-parallel ranks."""
-
-    overlap_grad_reduce: bool = False
-    """Reduce gradients bucket by bucket while the backward pass goes on."""
-    overlap_param_gather: bool = False
-    """Gather updated parameters while the next forward pass goes on (needs the distributed optimizer)."""
-    megatron: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of megatron-core's DistributedDataParallelConfig, by their own names."""
+    rampup_batch_size: tuple[int, int, int] | None = None
+    """[start, increment, samples]: the batch grows from `start` to global_batch_size by `increment`, over `samples`."""
+    z_loss_coeff: float = Field(default=0.0, ge=0)
+    """Weight of the squared logarithm of the softmax's normaliser in the loss (PaLM, 2022; 1e-4 is usual)."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -199,6 +111,9 @@ class Checkpoint:
     """Complete checkpoints kept; older ones are deleted after a newer one is complete."""
     async_save: bool = True
     """Write while training goes on."""
+    distrib_optim_sharding_type: Literal["fully_reshardable", "dp_reshardable"] = "fully_reshardable"
+    """Distributed optimizer: `fully_reshardable` is gathered over the data-parallel ranks and resumes in any layout;
+    `dp_reshardable` is written by each rank as it is, faster over many ranks, and resumes in the same layout alone."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -239,6 +154,7 @@ class Config:
     model: Model
     parallel: Parallel = Field(default_factory=Parallel)
     precision: Precision = Field(default_factory=Precision)
+    kernels: Kernels = Field(default_factory=Kernels)
     data: Data
     train: Train
     optim: Optim
@@ -251,9 +167,21 @@ class Config:
     profile: Profile = Field(default_factory=Profile)
 
     @property
-    def model_parallel_size(self) -> int:
-        """Ranks that together hold one copy of the model: the smallest valid world."""
-        return self.parallel.tensor * self.parallel.pipeline
+    def replica_size(self) -> int:
+        """Ranks that work on one copy of the batch's sequences: tensor x context x pipeline."""
+        return self.parallel.tensor * self.parallel.context * self.parallel.pipeline
+
+    @property
+    def smallest_world(self) -> int:
+        """The fewest ranks that hold this layout: whole replicas, and whole sets of experts."""
+        return math.lcm(self.replica_size, self.expert_replica_size)
+
+    @property
+    def expert_replica_size(self) -> int:
+        """Ranks that together hold every expert once: expert x expert_tensor x pipeline."""
+        if self.model.num_moe_experts is None:
+            return self.replica_size
+        return self.parallel.expert * self.parallel.expert_tensor * self.parallel.pipeline
 
     @property
     def total_steps(self) -> int:
@@ -261,13 +189,23 @@ class Config:
         if self.train.steps is not None:
             return self.train.steps
         assert self.train.tokens is not None  # held by rules/batch.py
-        return -(-self.train.tokens // self.tokens_per_step)
+        return self.batch_sizes.steps_for(-(-self.train.tokens // self.model.seq_length))
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in the optimizer steps of the whole run."""
+        return self.batch_sizes.consumed_by(self.total_steps) * self.model.seq_length
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in one optimizer step."""
+        """Tokens in one optimizer step, after the batch's ramp-up where there is one."""
         return self.train.global_batch_size * self.model.seq_length
 
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Sequences in each optimizer step."""
+        return BatchSizes(self.train.global_batch_size, self.train.rampup_batch_size)
+
     def data_parallel_size(self, world: int) -> int:
-        """Copies of the model in a world of `world` ranks."""
-        return world // self.model_parallel_size
+        """Ranks that work on different sequences in a world of `world` ranks."""
+        return world // self.replica_size

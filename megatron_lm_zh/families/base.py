@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+MLA = ("multi_latent_attention", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+EXPERTS = ("num_moe_experts", "moe_layer_freq", "moe_ffn_hidden_size", "moe_router_topk")
+SHARED_EXPERTS = ("moe_shared_expert_intermediate_size", "moe_shared_expert_gate")
+ROUTER = (
+    "moe_router_score_function",
+    "moe_router_pre_softmax",
+    "moe_router_num_groups",
+    "moe_router_group_topk",
+    "moe_router_topk_scaling_factor",
+    "moe_router_enable_expert_bias",
+)
+ARCHITECTURE = (
+    "activation",
+    "normalization",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "qk_layernorm",
+    "window_size",
+    "window_attn_skip_freq",
+    "position_embedding_type",
+    "rotary_percent",
+    "rope_scaling",
+    *MLA,
+    "mtp_num_layers",
+    *EXPERTS,
+    *SHARED_EXPERTS,
+    *ROUTER,
+)
+"""Keys of the `model` section that say what a network computes, beyond the sizes that every family has."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +80,9 @@ class FixedRow:
 
 
 @dataclass(frozen=True)
-class Family:
-    """A model family: everything that conversion knows about it."""
+class HuggingFace:
+    """The Hugging Face side of a family: everything that conversion knows about it."""
 
-    name: str
-    """Value of `model.family`."""
     model_type: str
     """`model_type` of config.json."""
     architecture: str
@@ -66,3 +95,29 @@ class Family:
     """Every config.json key that has one value in this family."""
     hf_ignored: tuple[str, ...] = ()
     """Tensors that old Hugging Face files hold beside the weights and that follow from the config."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: what its networks share, what differs from one to the next, and how it converts."""
+
+    name: str
+    """Value of `model.family`."""
+    about: str
+    """Which models these are."""
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the `model` section that this family has at other values than the schema's defaults."""
+    varies: tuple[str, ...] = ()
+    """Keys of ARCHITECTURE that a config of this family may set."""
+    needs: tuple[str, ...] = ()
+    """Keys that have no default in this family."""
+    huggingface: HuggingFace | None = None
+    """Its tables for conversion; None: it trains, and does not convert."""
+
+    def architecture_of(self, name: str, otherwise: Any) -> Any:
+        """This family's default of a key of the `model` section, `otherwise` where it has none of its own."""
+        return self.architecture.get(name, otherwise)
+
+    def uses(self, name: str) -> bool:
+        """Whether a key of ARCHITECTURE means anything in this family; all other keys do in all families."""
+        return name not in ARCHITECTURE or name in self.varies or name in self.architecture

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from megatron_lm_zh.errors import UserError, nearest
-from megatron_lm_zh.families.base import Family
+from megatron_lm_zh.families.base import Family, HuggingFace
+from megatron_lm_zh.families.deepseek_v3 import DEEPSEEK_V3
+from megatron_lm_zh.families.gpt import GPT
 from megatron_lm_zh.families.llama import LLAMA
+from megatron_lm_zh.families.mixtral import MIXTRAL
+from megatron_lm_zh.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (LLAMA, MIXTRAL, QWEN3_MOE, DEEPSEEK_V3, GPT)
 
 
 def family(name: str) -> Family:
@@ -20,10 +24,23 @@ def family(name: str) -> Family:
     raise UserError(f"no model family {name!r}", expected=f"one of {', '.join(names)}", mend=mend)
 
 
+def families_using(key: str) -> list[str]:
+    """Names of the families in which a key of the `model` section means anything."""
+    return [candidate.name for candidate in FAMILIES if candidate.uses(key)]
+
+
+def huggingface(name: str) -> HuggingFace:
+    """The conversion tables of the family called `name`; UserError where it has none."""
+    tables = family(name).huggingface
+    if tables is None:
+        converts = ", ".join(candidate.name for candidate in FAMILIES if candidate.huggingface)
+        raise UserError(f"family {name} has no conversion to Hugging Face", expected=f"one of {converts}")
+    return tables
+
+
 def family_of(model_type: str) -> Family:
     """The family whose Hugging Face config.json says `model_type`; UserError names the known types."""
-    for candidate in FAMILIES:
-        if candidate.model_type == model_type:
-            return candidate
-    known = ", ".join(candidate.model_type for candidate in FAMILIES)
-    raise UserError(f"no family converts model_type {model_type!r}", expected=f"one of {known}")
+    known = {candidate.huggingface.model_type: candidate for candidate in FAMILIES if candidate.huggingface}
+    if model_type not in known:
+        raise UserError(f"no family converts model_type {model_type!r}", expected=f"one of {', '.join(known)}")
+    return known[model_type]

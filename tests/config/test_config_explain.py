@@ -39,9 +39,29 @@ def test_items_of_lists_and_kinds() -> None:
     assert find(("schedule", "min_lr")).doc  # type: ignore[union-attr]  # declared by a base class
 
 
+def test_an_optional_section_says_its_kinds() -> None:
+    text = explain("model.rope_scaling")
+    assert text.startswith("model.rope_scaling: section or null (null)\nHow the rotary embedding reaches")
+    assert "kind: yarn\nYaRN (Peng et al. 2023)" in text
+    assert explain("model.rope_scaling.beta_fast").startswith("model.rope_scaling.beta_fast: number > 0\ndefault: 32.0")
+    assert "  rope_scaling" in explain("model")
+
+
+def test_a_key_of_the_model_names_its_families() -> None:
+    text = explain("model.qk_layernorm")
+    assert text.startswith("model.qk_layernorm: true or false\ndefault: false; true in qwen3_moe, deepseek_v3\n")
+    assert "families that use it: qwen3_moe, deepseek_v3, gpt" in text
+    assert "families that use it: llama, qwen3_moe, deepseek_v3, gpt" in explain("model.rope_scaling.factor")
+    assert "families that use it" not in explain("model.num_layers")
+    assert "default: 'swiglu'\n" in explain("model.activation")
+
+
 def test_megatron_fields_come_from_its_source() -> None:
-    text = explain("model.megatron.fp8_margin")
-    assert text.startswith("model.megatron.fp8_margin: int\ndefault: 0 (TransformerConfig, megatron-core 0.")
+    text = explain("model.megatron.min_offloaded_tensor_size")
+    assert text.startswith(
+        "model.megatron.min_offloaded_tensor_size: int\ndefault: 1024 * 1024 (TransformerConfig, megatron-core 0."
+    )
+    assert "not to be set here: use precision.fp8_margin instead" in explain("model.megatron.fp8_margin")
     assert "not to be set here: use precision.dtype instead" in explain("optim.megatron.bf16")
 
 
@@ -51,7 +71,7 @@ def test_megatron_fields_come_from_its_source() -> None:
         ("model.num_lyers", "did you mean model.num_layers?"),
         ("num_layers", "did you mean model.num_layers?"),
         ("modle", "did you mean model?"),
-        ("model.megatron.fp8_margn", "did you mean model.megatron.fp8_margin?"),
+        ("model.megatron.qk_clip_alpa", "did you mean model.megatron.qk_clip_alpha?"),
         ("log.megatron.x", "no such key"),
         ("zzzzzz", "mlzh config explain lists the sections"),
         ("", "no such key"),

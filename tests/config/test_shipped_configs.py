@@ -18,7 +18,7 @@ def test_the_tiny_config_is_shipped() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_config_loads(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
-    smallest_world = config.model_parallel_size
+    smallest_world = config.smallest_world
     assert load_config(path, world=smallest_world) == config
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(to_yaml(config), encoding="utf-8")

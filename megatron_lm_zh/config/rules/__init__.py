@@ -4,19 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from megatron_lm_zh.config.rules import batch, data, layout, model, optim, precision
+from megatron_lm_zh.config.rules import (
+    attention,
+    batch,
+    context,
+    data,
+    experts,
+    layout,
+    memory,
+    model,
+    optim,
+    pipeline,
+    precision,
+    router,
+    tables,
+)
 from megatron_lm_zh.config.rules.rule import Rule
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.errors import UserError
 
-RULES: tuple[Rule, ...] = (
-    *layout.RULES,
-    *batch.RULES,
-    *model.RULES,
-    *precision.RULES,
-    *optim.RULES,
-    *data.RULES,
+_TOPICS = (
+    layout,
+    pipeline,
+    context,
+    batch,
+    model,
+    attention,
+    experts,
+    router,
+    memory,
+    precision,
+    optim,
+    data,
+    tables,
 )
+
+RULES: tuple[Rule, ...] = tuple(rule for topic in _TOPICS for rule in topic.RULES)
+
+TOPICS: dict[str, str] = {topic.__name__.rpartition(".")[2]: (topic.__doc__ or "").splitlines()[0] for topic in _TOPICS}
+"""Name and first line of every file of rules."""
 
 
 def check(config: Config, world: int | None) -> list[UserError]:
@@ -31,6 +57,8 @@ def broken_rules(
     blind = set(unknown)
     for rule in RULES:
         if blind.isdisjoint(rule.paths) and (error := rule.check(config, world)):
+            if rule.search and world is not None:
+                error = UserError(error.what, expected=error.expected, mend=rule.search(config, world, RULES))
             yield rule, error
 
 

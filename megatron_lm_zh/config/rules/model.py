@@ -1,99 +1,97 @@
-"""Rules of the network's shape and of activation recompute."""
+"""Rules of the network beside its attention: its family and multi-token prediction."""
 
 from __future__ import annotations
 
-from megatron_lm_zh.config.rules.rule import divisors_of, multiples_around, rule
-from megatron_lm_zh.config.schema import Config
+from typing import Any
+
+from megatron_lm_zh.config.document import describe
+from megatron_lm_zh.config.rules.rule import rule, words
+from megatron_lm_zh.config.schema import Config, Model
 from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.families.base import ARCHITECTURE
+from megatron_lm_zh.families.registry import FAMILIES, families_using, family
 
 
-@rule("model.num_query_groups", "model.num_attention_heads")
-def query_groups_divide_heads(config: Config, world: int | None) -> UserError | None:
-    """In grouped-query attention every key/value head serves the same number of query heads."""
-    groups, heads = config.model.num_query_groups, config.model.num_attention_heads
-    if heads % groups == 0:
+@rule(*(f"model.{name}" for name in ARCHITECTURE), "model.family")
+def family_holds_architecture(config: Config, world: int | None) -> UserError | None:
+    """A family says what its networks compute, so that what is trained is what the exported checkpoint claims to be."""
+    kind = family(config.model.family)
+    wrong = {
+        name: default
+        for name in ARCHITECTURE
+        if getattr(config.model, name) != (default := _default(name, kind.name)) and name not in kind.varies
+    }
+    if not wrong:
         return None
-    what = f"model.num_query_groups: {groups} does not divide num_attention_heads={heads}"
-    return UserError(what, expected=f"one of {', '.join(map(str, divisors_of(heads)))}")
+    name, default = next(iter(wrong.items()))
+    value = getattr(config.model, name)
+    others = words(other for other in families_using(name) if name in family(other).varies)
+    rest = f" (so are {words(list(wrong)[1:])})" if len(wrong) > 1 else ""
+    what = f"model.{name}: {_text(value)} is not what family {kind.name} has, {_text(default)}{rest}"
+    return UserError(what, mend=f"take it out, or set model.family to one of {others}")
 
 
-@rule("model.hidden_size", "model.num_attention_heads", "model.kv_channels")
-def heads_divide_hidden_size(config: Config, world: int | None) -> UserError | None:
-    """hidden_size / num_attention_heads, the default of kv_channels, must not have been rounded down."""
+@rule("model.family", *(f"model.{name}" for name in {name: None for kind in FAMILIES for name in kind.needs}))
+def family_has_what_it_needs(config: Config, world: int | None) -> UserError | None:
+    """A family without what it is named for would be another one, e.g. Mixtral without experts."""
+    kind = family(config.model.family)
+    everything = dict.fromkeys(name for each in FAMILIES for name in each.needs)
+    missing = [name for name in everything if getattr(config.model, name) is None and name in kind.needs]
+    if not missing:
+        return None
+    return UserError(f"model.{missing[0]}: missing; family {kind.name} ({kind.about}) needs it", mend="set it")
+
+
+@rule("model.mtp_num_layers", "model.position_embedding_type")
+def predictions_have_no_learned_positions(config: Config, world: int | None) -> UserError | None:
+    """Each prediction layer embeds the tokens again, one place further, and learned positions would move with them;
+    Megatron-LM trains it with rotary or no positions alone."""
     model = config.model
-    if model.hidden_size % model.num_attention_heads == 0:
+    if model.mtp_num_layers is None or model.position_embedding_type != "learned_absolute":
         return None
-    if model.kv_channels != model.hidden_size // model.num_attention_heads:
-        return None  # set on purpose
-    what = f"model.hidden_size: {model.hidden_size} is no multiple of num_attention_heads={model.num_attention_heads}"
-    mend = f"nearest: {multiples_around(model.hidden_size, model.num_attention_heads)}"
-    return UserError(what, mend=mend)
+    what = f"model.mtp_num_layers: {model.mtp_num_layers} with position_embedding_type: learned_absolute"
+    return UserError(what, mend="set model.position_embedding_type: rope")
 
 
-@rule("model.kv_channels", "model.hidden_size", "model.num_attention_heads")
-def head_channels_are_even(config: Config, world: int | None) -> UserError | None:
-    """Rotary position embedding turns the channels of a head in pairs."""
-    channels = config.model.kv_channels
-    if channels % 2 == 0:
+@rule("model.mtp_num_layers", "model.tie_embeddings", "parallel.pipeline")
+def tied_predictions_have_one_stage(config: Config, world: int | None) -> UserError | None:
+    """The prediction layers embed tokens on the last stage; megatron-core cannot say in a checkpoint that this copy,
+    the output layer and the first stage's embedding are one weight."""
+    model, pipeline = config.model, config.parallel.pipeline
+    if model.mtp_num_layers is None or not model.tie_embeddings or pipeline == 1:
         return None
-    size = f"hidden_size={config.model.hidden_size} / num_attention_heads={config.model.num_attention_heads}"
-    what = f"model.kv_channels: {channels} is odd (its default is {size})"
-    return UserError(what, expected="an even number", mend=f"nearest: {multiples_around(channels, 2)}")
+    what = f"model.mtp_num_layers: {model.mtp_num_layers} with tie_embeddings and pipeline={pipeline}"
+    return UserError(what, mend="set model.tie_embeddings: false, or parallel.pipeline: 1")
 
 
-@rule("model.seq_length", "model.max_position_embeddings")
-def sequences_fit_positions(config: Config, world: int | None) -> UserError | None:
-    """The exported model must claim to take the sequences that it was trained on."""
-    length, longest = config.model.seq_length, config.model.max_position_embeddings
-    if length <= longest:
+@rule("model.mtp_num_layers", "model.seq_length", "parallel.context")
+def predictions_fit_the_sequence(config: Config, world: int | None) -> UserError | None:
+    """The n-th extra layer predicts n tokens further; nothing would be left to predict at the end of a short chunk."""
+    depth, context = config.model.mtp_num_layers, config.parallel.context
+    chunk = config.model.seq_length // (2 * context if context > 1 else 1)
+    if depth is None or depth < chunk:
         return None
-    what = f"model.seq_length: {length} is more than max_position_embeddings={longest}"
-    return UserError(what, mend=f"set model.max_position_embeddings to {length} or more, or leave it out")
-
-
-@rule("model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers")
-def full_recompute_says_what(config: Config, world: int | None) -> UserError | None:
-    """Full recompute needs to know which layers; selective recompute has no choice of layers."""
-    model = config.model
-    given = [name for name in ("recompute_method", "recompute_num_layers") if getattr(model, name) is not None]
-    if model.recompute_granularity == "full":
-        if len(given) == 2:
-            return None
-        mend = "set model.recompute_method: uniform and model.recompute_num_layers: 1"
-        return UserError("model.recompute_granularity: full needs recompute_method and recompute_num_layers", mend=mend)
-    if not given:
-        return None
-    what = f"model.{given[0]}: goes with recompute_granularity: full only"
-    return UserError(what, mend=f"set recompute_granularity: full, or remove {' and '.join(given)}")
-
-
-@rule(
-    "model.recompute_num_layers",
-    "model.recompute_method",
-    "model.recompute_granularity",
-    "model.num_layers",
-    "parallel.pipeline",
-)
-def recompute_fits_stage(config: Config, world: int | None) -> UserError | None:
-    """Recompute works inside one pipeline stage: uniform chunks must fill it, a block must fit into it."""
-    model, chunk = config.model, config.model.recompute_num_layers
-    if model.recompute_granularity != "full" or chunk is None or model.num_layers % config.parallel.pipeline:
-        return None
-    stage = model.num_layers // config.parallel.pipeline
-    if model.recompute_method == "uniform" and stage % chunk:
-        what = f"model.recompute_num_layers: chunks of {chunk} layers do not fill a stage of {stage}"
-        return UserError(what, expected=f"one of {', '.join(map(str, divisors_of(stage)))}")
-    if chunk > stage:
-        what = f"model.recompute_num_layers: {chunk} is more than the {stage} layers of a stage"
-        return UserError(what, expected=f"at most {stage}")
-    return None
+    what = f"model.mtp_num_layers: {depth} for chunks of {chunk} tokens"
+    return UserError(what, expected=f"fewer than {chunk}")
 
 
 RULES = (
-    query_groups_divide_heads,
-    heads_divide_hidden_size,
-    head_channels_are_even,
-    sequences_fit_positions,
-    full_recompute_says_what,
-    recompute_fits_stage,
+    family_holds_architecture,
+    family_has_what_it_needs,
+    predictions_have_no_learned_positions,
+    tied_predictions_have_one_stage,
+    predictions_fit_the_sequence,
 )
+
+
+def _default(name: str, kind: str) -> Any:
+    """What a key of the architecture is in a family, where the config does not say."""
+    info = Model.__pydantic_fields__[name]  # type: ignore[attr-defined]
+    return info.get_default(call_default_factory=True, validated_data={"family": kind})
+
+
+def _text(value: Any) -> str:
+    """A value as one writes it; of a section that has kinds, its kind."""
+    if isinstance(value, tuple):
+        return str(list(value))
+    return str(value.kind) if hasattr(value, "kind") else describe(value)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from megatron_lm_zh.config.rules.batch import one_run_length
-from megatron_lm_zh.config.rules.rule import rule
+from megatron_lm_zh.config.rules.rule import needs, rule
 from megatron_lm_zh.config.schedules import WarmupStableDecay
-from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.config.schema import Config, Ddp
 from megatron_lm_zh.errors import UserError
 
-_RUN_LENGTH = ("train.steps", "train.tokens", "train.global_batch_size", "model.seq_length")
+_RUN_LENGTH = (
+    "train.steps",
+    "train.tokens",
+    "train.global_batch_size",
+    "train.rampup_batch_size",
+    "model.seq_length",
+)
+_STATE_FORMATS = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
 @rule("schedule.min_lr", "optim.lr")
@@ -19,6 +26,25 @@ def min_lr_is_below_lr(config: Config, world: int | None) -> UserError | None:
         return None
     return UserError(
         f"schedule.min_lr: {lowest:g} is more than optim.lr={config.optim.lr:g}", expected="at most optim.lr"
+    )
+
+
+@rule("schedule.warmup_init_lr", "optim.lr", "optim.decoupled_lr")
+def warmup_rises(config: Config, world: int | None) -> UserError | None:
+    """A warm-up rises from warmup_init_lr to the peak, for the decoupled learning rate, too."""
+    start, peak = config.schedule.warmup_init_lr, min(config.optim.lr, config.optim.decoupled_lr or config.optim.lr)
+    if start <= peak:
+        return None
+    return UserError(f"schedule.warmup_init_lr: {start:g} is more than the peak {peak:g}", expected="at most the peak")
+
+
+@rule("schedule.warmup_init_lr", "schedule.warmup_steps")
+def warmup_has_steps(config: Config, world: int | None) -> UserError | None:
+    """Where there is no warm-up, the learning rate that it starts from would be ignored."""
+    if not config.schedule.warmup_init_lr or config.schedule.warmup_steps:
+        return None
+    return UserError(
+        "schedule.warmup_init_lr: there is no warm-up", mend="set schedule.warmup_steps, or remove warmup_init_lr"
     )
 
 
@@ -46,19 +72,185 @@ def decay_follows_warmup(config: Config, world: int | None) -> UserError | None:
     return UserError(what, expected=f"at most {max(total - warmup, 0)}")
 
 
+@rule("optim.decoupled_min_lr", "optim.decoupled_lr")
+def decoupled_minimum_has_a_peak(config: Config, world: int | None) -> UserError | None:
+    """Without a decoupled learning rate, its minimum would be ignored."""
+    optim = config.optim
+    if optim.decoupled_min_lr is None:
+        return None
+    return needs("optim.decoupled_min_lr", {"optim.decoupled_lr": optim.decoupled_lr is not None})
+
+
+@rule("optim.decoupled_lr", "optim.decoupled_min_lr", "schedule.min_lr")
+def decoupled_lr_decays(config: Config, world: int | None) -> UserError | None:
+    """The decoupled learning rate decays like the other; with a minimum above its peak it would grow."""
+    peak, lowest = config.optim.decoupled_lr, config.optim.decoupled_min_lr
+    name = "decoupled_min_lr"
+    if lowest is None:
+        name, lowest = "schedule.min_lr", getattr(config.schedule, "min_lr", 0.0)
+    if peak is None or lowest <= peak:
+        return None
+    what = f"optim.decoupled_lr: {peak:g} is less than {name}={lowest:g}"
+    return UserError(what, mend="set optim.decoupled_min_lr to at most optim.decoupled_lr")
+
+
+@rule("optim.weight_decay_incr_style", "optim.start_weight_decay", "optim.end_weight_decay")
+def weight_decay_ramp_is_whole(config: Config, world: int | None) -> UserError | None:
+    """A ramp of the weight decay needs a shape and an end that differs; either alone would be ignored."""
+    optim = config.optim
+    ends = [optim.start_weight_decay, optim.end_weight_decay]
+    if (optim.weight_decay_incr_style == "constant") == (ends == [None, None]):
+        return None
+    if optim.weight_decay_incr_style == "constant":
+        what = "optim.weight_decay_incr_style: constant goes with neither start_weight_decay nor end_weight_decay"
+        return UserError(what, mend="set it to linear or cosine, or give optim.weight_decay alone")
+    what = f"optim.weight_decay_incr_style: {optim.weight_decay_incr_style} needs a start or an end"
+    return UserError(what, mend="set optim.start_weight_decay or optim.end_weight_decay")
+
+
+@rule("optim.start_weight_decay", "optim.end_weight_decay", "optim.weight_decay")
+def weight_decay_grows(config: Config, world: int | None) -> UserError | None:
+    """megatron-core's ramp of the weight decay rises only."""
+    optim = config.optim
+    start, end = optim.start_weight_decay, optim.end_weight_decay
+    first = optim.weight_decay if start is None else start
+    last = optim.weight_decay if end is None else end
+    if first <= last:
+        return None
+    what = f"optim.start_weight_decay: the weight decay falls from {first:g} to {last:g}"
+    return UserError(what, mend="set optim.end_weight_decay to at least the start")
+
+
+@rule("optim.apply_wd_to_qk_layernorm", "model.qk_layernorm")
+def decayed_qk_norm_exists(config: Config, world: int | None) -> UserError | None:
+    """A model without norms of queries and keys has none to decay."""
+    if not config.optim.apply_wd_to_qk_layernorm:
+        return None
+    return needs("optim.apply_wd_to_qk_layernorm: true", {"model.qk_layernorm: true": config.model.qk_layernorm})
+
+
+@rule("optim.use_distributed_optimizer", "optim.optimizer")
+def distributed_optimizer_is_adam(config: Config, world: int | None) -> UserError | None:
+    """megatron-core's distributed optimizer keeps Adam's states only; Muon needs whole matrices, which it cuts."""
+    if not config.optim.use_distributed_optimizer:
+        return None
+    return needs("optim.use_distributed_optimizer: true", {"optim.optimizer: adam": config.optim.optimizer == "adam"})
+
+
+@rule("optim.optimizer", "precision.dtype")
+def muon_has_no_loss_scale(config: Config, world: int | None) -> UserError | None:
+    """megatron-core's Muon knows no loss scale, and fp16 cannot do without."""
+    if config.optim.optimizer != "muon" or config.precision.dtype != "fp16":
+        return None
+    return UserError("optim.optimizer: muon does not train in fp16", mend="set precision.dtype: bf16, or use adam")
+
+
+@rule("optim.use_precision_aware_optimizer", "optim.use_distributed_optimizer", "optim.optimizer")
+def precision_aware_optimizer_is_sharded_adam(config: Config, world: int | None) -> UserError | None:
+    """Only Transformer Engine's Adam keeps its states in other formats, inside the distributed optimizer."""
+    optim = config.optim
+    if not optim.use_precision_aware_optimizer:
+        return None
+    wanted = {
+        "optim.optimizer: adam": optim.optimizer == "adam",
+        "optim.use_distributed_optimizer: true": optim.use_distributed_optimizer,
+    }
+    return needs("optim.use_precision_aware_optimizer: true", wanted)
+
+
+@rule("optim.use_precision_aware_optimizer", *(f"optim.{name}" for name in _STATE_FORMATS))
+def state_formats_need_their_optimizer(config: Config, world: int | None) -> UserError | None:
+    """The other optimizers keep all their states in fp32."""
+    formats = {name: getattr(config.optim, name) for name in _STATE_FORMATS}
+    others = [name for name, dtype in formats.items() if dtype != "fp32"]
+    if not others or config.optim.use_precision_aware_optimizer:
+        return None
+    what = f"optim.{others[0]}: {formats[others[0]]} needs optim.use_precision_aware_optimizer: true"
+    return UserError(what, mend="set that, or leave the states in fp32")
+
+
+@rule("optim.main_grads_dtype", "precision.dtype")
+def reduced_gradients_fit_the_weights(config: Config, world: int | None) -> UserError | None:
+    """Gradients are reduced in fp32 or in the weights' own format; there is no third."""
+    dtype, weights = config.optim.main_grads_dtype, config.precision.dtype
+    if dtype in ("fp32", weights):
+        return None
+    what = f"optim.main_grads_dtype: {dtype} needs precision.dtype: {dtype}, found {weights}"
+    return UserError(what, mend="set optim.main_grads_dtype: fp32")
+
+
+@rule("optim.optimizer_cpu_offload", "optim.optimizer", "optim.use_distributed_optimizer")
+def offloaded_optimizer_is_sharded_adam(config: Config, world: int | None) -> UserError | None:
+    """megatron-core restores offloaded states from a checkpoint in the distributed optimizer alone."""
+    optim = config.optim
+    if not optim.optimizer_cpu_offload:
+        return None
+    wanted = {
+        "optim.optimizer: adam": optim.optimizer == "adam",
+        "optim.use_distributed_optimizer: true": optim.use_distributed_optimizer,
+    }
+    return needs("optim.optimizer_cpu_offload: true", wanted)
+
+
+@rule("optim.optimizer_offload_fraction", "optim.optimizer_cpu_offload")
+def offloaded_share_is_offloaded(config: Config, world: int | None) -> UserError | None:
+    """Without offloading, the share that is offloaded would be ignored."""
+    if config.optim.optimizer_offload_fraction == 1.0:
+        return None
+    given = {"optim.optimizer_cpu_offload: true": config.optim.optimizer_cpu_offload}
+    return needs("optim.optimizer_offload_fraction", given)
+
+
 @rule("ddp.overlap_param_gather", "ddp.overlap_grad_reduce", "optim.use_distributed_optimizer")
 def param_gather_has_shards(config: Config, world: int | None) -> UserError | None:
     """Only the distributed optimizer has parameters to gather, and it gathers them through the gradients' buckets."""
     if not config.ddp.overlap_param_gather:
         return None
-    needed = {
-        "optim.use_distributed_optimizer": config.optim.use_distributed_optimizer,
-        "ddp.overlap_grad_reduce": config.ddp.overlap_grad_reduce,
+    wanted = {
+        "optim.use_distributed_optimizer: true": config.optim.use_distributed_optimizer,
+        "ddp.overlap_grad_reduce: true": config.ddp.overlap_grad_reduce,
     }
-    missing = [f"{key}: true" for key, given in needed.items() if not given]
-    if not missing:
+    return needs("ddp.overlap_param_gather: true", wanted)
+
+
+@rule("ddp.use_megatron_fsdp", "optim.use_distributed_optimizer")
+def fsdp_shards_the_optimizer(config: Config, world: int | None) -> UserError | None:
+    """Megatron-FSDP shards weights and gradients beside the optimizer's states, never without them."""
+    if not config.ddp.use_megatron_fsdp:
         return None
-    return UserError(f"ddp.overlap_param_gather: needs {' and '.join(missing)}")
+    given = {"optim.use_distributed_optimizer: true": config.optim.use_distributed_optimizer}
+    return needs("ddp.use_megatron_fsdp: true", given)
 
 
-RULES = (min_lr_is_below_lr, warmup_ends_in_the_run, decay_follows_warmup, param_gather_has_shards)
+@rule("ddp.data_parallel_sharding_strategy", "ddp.use_megatron_fsdp")
+def sharding_strategy_is_fsdps(config: Config, world: int | None) -> UserError | None:
+    """The distributed optimizer shards one thing only, so a strategy would be ignored."""
+    strategy = config.ddp.data_parallel_sharding_strategy
+    if strategy == Ddp().data_parallel_sharding_strategy:
+        return None
+    given = {"ddp.use_megatron_fsdp: true": config.ddp.use_megatron_fsdp}
+    return needs(f"ddp.data_parallel_sharding_strategy: {strategy}", given)
+
+
+RULES = (
+    min_lr_is_below_lr,
+    warmup_rises,
+    warmup_has_steps,
+    warmup_ends_in_the_run,
+    decay_follows_warmup,
+    decoupled_minimum_has_a_peak,
+    decoupled_lr_decays,
+    weight_decay_ramp_is_whole,
+    weight_decay_grows,
+    decayed_qk_norm_exists,
+    distributed_optimizer_is_adam,
+    muon_has_no_loss_scale,
+    precision_aware_optimizer_is_sharded_adam,
+    state_formats_need_their_optimizer,
+    reduced_gradients_fit_the_weights,
+    offloaded_optimizer_is_sharded_adam,
+    offloaded_share_is_offloaded,
+    param_gather_has_shards,
+    fsdp_shards_the_optimizer,
+    sharding_strategy_is_fsdps,
+)

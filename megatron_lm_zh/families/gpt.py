@@ -1,0 +1,7 @@
+"""Any network that this system builds: every key of the architecture may vary, and no Hugging Face class holds it."""
+
+from __future__ import annotations
+
+from megatron_lm_zh.families.base import ARCHITECTURE, Family
+
+GPT = Family(name="gpt", about="any other decoder, e.g. GPT-2's or one with ALiBi", varies=ARCHITECTURE)
