@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,17 @@ def packages() -> list[Package]:
         _transformer_engine(),
         _apex(),
         _nccl(),
+        _installed(
+            "emerging-optimizers",
+            "Muon (optim.optimizer: muon), with megatron-core 0.19",
+            "pip install 'emerging-optimizers>=0.2,<1' (Python 3.12 and newer)",
+            module="emerging_optimizers",
+        ),
+        _installed(
+            "deep_ep",
+            "expert parallelism over NVLink and RDMA (moe_token_dispatcher_type: flex)",
+            "build from https://github.com/deepseek-ai/DeepEP",
+        ),
         _installed("triton", "torch.compile's GPU kernels in megatron-core's fusions", "comes with torch for CUDA"),
         _installed("mpi4py", "under mpirun: hands the first rank's address to the others", "pip install '.[mpi]'"),
         _installed("tensorboard", "event files in the run directory (log.tensorboard)", "pip install '.[track]'"),
@@ -57,13 +72,61 @@ def packages() -> list[Package]:
 
 def megatron_core_version() -> tuple[int, ...]:
     """The installed megatron-core's version, e.g. (0, 16, 1); () where it is not installed."""
-    version = _version("megatron-core") or ""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    return _numbers(_version("megatron-core"))
+
+
+def module_of_spec(spec: object) -> object:
+    """What a layer's spec builds: megatron-core 0.16 says it in a ModuleSpec, 0.19 also in a functools.partial."""
+    return spec.func if isinstance(spec, functools.partial) else getattr(spec, "module", spec)
+
+
+def cut_by_sequence(function: Callable[..., Any]) -> Callable[..., Any]:
+    """megatron-core's get_batch_on_this_cp_rank; 0.19 wants to be told that the ranks cut whole sequences."""
+    hybrid = "is_hybrid_cp" in inspect.signature(function).parameters
+    return functools.partial(function, is_hybrid_cp=False) if hybrid else function
+
+
+def missing_factor_of_router_loss(kind: str, *, shards: int, micro_batch_size: int, replicas: int) -> int:
+    """What a router's loss must be multiplied by to weigh the same under every layout, losses being sums over tokens.
+
+    megatron-core 0.16 leaves out that each rank sees a part of the tokens only; all versions forget, where the load is
+    counted over the global batch, that each replica adds its own share of the loss.
+
+    Args:
+        kind: a moe_router_load_balancing_type, or "z_loss".
+        shards: ranks that share a sequence, tensor x context.
+        replicas: data-parallel ranks.
+    """
+    old = megatron_core_version() < (0, 19)
+    factor = shards if old else 1
+    if kind == "seq_aux_loss" and old:
+        factor *= micro_batch_size
+    return factor * replicas if kind == "global_aux_loss" else factor
+
+
+def layer_losses(moe_utils: Any) -> dict[str, Any]:
+    """The experts' losses that megatron-core has summed so far, by name, [layers]: kept in dicts by 0.16, not by 0.19.
+
+    Args:
+        moe_utils: the module megatron.core.transformer.moe.moe_utils.
+    """
+    kept = _tracked(moe_utils)
+    return {name: entry["values"] if isinstance(entry, dict) else entry.values for name, entry in kept.items()}
+
+
+def forget_layer_losses(moe_utils: Any) -> None:
+    """Lets the sums of `layer_losses` begin anew."""
+    _tracked(moe_utils).clear()
+
+
+def prediction_losses(tracker: dict[str, Any]) -> Any:
+    """The losses of multi-token prediction in megatron-core's tracker, [depths]; None where there are none yet."""
+    return tracker.get("loss_values", tracker.get("values"))  # 0.19's name, 0.16's name
 
 
 def torch_version() -> tuple[int, ...]:
     """The installed torch's version, e.g. (2, 13, 0); () where it is not installed."""
-    return tuple(int(number) for number in re.findall(r"\d+", _version("torch") or "")[:3])
+    return _numbers(_version("torch"))
 
 
 def megatron_core_directory() -> Path | None:
@@ -84,6 +147,30 @@ def has_transformer_engine() -> bool:
 def has_apex() -> bool:
     """Whether NVIDIA's Apex is installed with its CUDA extensions (amp_C), which megatron-core's optimizers call."""
     return _apex_is_nvidias() and _spec("amp_C") is not None
+
+
+def transformer_engine_version() -> tuple[int, ...]:
+    """The installed Transformer Engine's version, e.g. (2, 8, 0); () where it cannot be used."""
+    return _numbers(_version("transformer-engine")) if has_transformer_engine() else ()
+
+
+def has_muon() -> bool:
+    """Whether megatron-core finds a Muon that it can use: 0.16's was written for a release that no index has."""
+    found = _numbers(_version("emerging-optimizers")) if has_module("emerging_optimizers") else ()
+    return megatron_core_version() >= (0, 19) and (0, 2) <= found < (1,)
+
+
+def has_module(name: str) -> bool:
+    """Whether a module could be imported; it is not."""
+    return _spec(name) is not None
+
+
+def _tracked(moe_utils: Any) -> dict[str, Any]:
+    if hasattr(moe_utils, "get_moe_metrics_tracker"):
+        kept: dict[str, Any] = moe_utils.get_moe_metrics_tracker().metrics
+    else:
+        kept = moe_utils.get_moe_layer_wise_logging_tracker()
+    return kept
 
 
 def _installed(name: str, used_for: str, get: str, *, module: str = "", required: bool = False) -> Package:
@@ -141,6 +228,11 @@ def _nccl_version() -> str | None:
     if library.ncclGetVersion(ctypes.byref(number)) != 0:
         return None
     return f"{number.value // 10000}.{number.value // 100 % 100}.{number.value % 100}"
+
+
+def _numbers(version: str | None) -> tuple[int, ...]:
+    """(2, 8, 0) of "2.8.0.dev0+cu12"; () of None."""
+    return tuple(int(number) for number in re.findall(r"\d+", version or "")[:3])
 
 
 def _version(distribution: str) -> str | None:

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from megatron_lm_zh.runtime import onednn
+from megatron_lm_zh.runtime import fsdp, gloo, onednn
 
 CPU = torch.device("cpu")
 
@@ -80,6 +81,8 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
+        if kwargs.get("pin_memory"):  # context parallelism stages the numbers of its chunks for a copy to the GPU
+            kwargs["pin_memory"] = False
         return factory(*args, **kwargs)
 
     return wrapped
@@ -106,6 +109,15 @@ def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self).replace("torch.", "torch.cuda.", 1)
 
     return type_
+
+
+def _without_fp8(original: Callable[..., None]) -> Callable[..., None]:
+    # Recomputation of a norm takes its own default, False, for a request for FP8, and asks Transformer Engine about it.
+    @functools.wraps(original)
+    def initialised(self: Any, fp8: Any = None) -> None:
+        original(self, fp8=fp8 or None)
+
+    return initialised
 
 
 def _not_about_the_generator(record: logging.LogRecord) -> bool:
@@ -140,6 +152,7 @@ class CpuAdapter:
         self._device_names()
         self._random_state()
         self._tensors()
+        self._collectives()
         if onednn.is_faster():
             self._undo.append(onednn.OneDnnProducts().remove)
 
@@ -153,6 +166,8 @@ class CpuAdapter:
         logger = logging.getLogger(random.__name__)
         logger.addFilter(_not_about_the_generator)
         self._undo.append(lambda: logger.removeFilter(_not_about_the_generator))
+        self._without_transformer_engine()
+        fsdp.redirect(self._set)
 
     def remove(self) -> None:
         """Puts every name back."""
@@ -206,3 +221,21 @@ class CpuAdapter:
         self._set(torch.Tensor, "type", _tensor_type(torch.Tensor.type))
         self._set(torch.Tensor, "cuda", lambda self, *args, **kwargs: self)
         self._set(torch.nn.Module, "cuda", lambda self, *args, **kwargs: self)
+
+    def _collectives(self) -> None:
+        self._set(dist, "all_to_all_single", gloo.int_splits(dist.all_to_all_single))
+        # Expert-tensor-parallel ranks hold different numbers of tokens, and exchange them by these two.
+        self._set(dist, "all_gather", gloo.uneven_gather(dist.all_gather))
+        self._set(dist, "reduce_scatter", gloo.uneven_scatter(dist.reduce_scatter))
+
+    def _without_transformer_engine(self) -> None:
+        random = importlib.import_module("megatron.core.tensor_parallel.random")
+        checkpoint = random.CheckpointWithoutOutput
+        self._set(checkpoint, "__init__", _without_fp8(checkpoint.__init__))
+        # Two modules of megatron-core 0.16 take Transformer Engine for present where only stand-ins for it are.
+        moe = importlib.import_module("megatron.core.transformer.moe.moe_utils")
+        if not hasattr(moe, "te_general_gemm"):
+            self._set(moe, "te_general_gemm", None)  # the router's product reads it before it falls back to torch's
+        latent = importlib.import_module("megatron.core.transformer.multi_latent_attention")
+        if latent.HAVE_TE:
+            self._set(latent, "HAVE_TE", False)  # else it asks isinstance() of a class that is none

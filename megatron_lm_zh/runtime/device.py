@@ -28,6 +28,8 @@ class Device:
     """Backend of torch.distributed."""
     transformer_engine: bool
     """Whether Transformer Engine's layers can run here."""
+    capability: tuple[int, int] | None = None
+    """Compute capability of a GPU, e.g. (9, 0) for Hopper; None on a CPU."""
 
     @property
     def fused(self) -> bool:
@@ -61,7 +63,8 @@ def detect(local_rank: int = 0) -> Device:
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         name = torch.cuda.get_device_name(device)
-        return Device("cuda", name, device, "nccl", compat.has_transformer_engine())
+        capability = torch.cuda.get_device_capability(device)
+        return Device("cuda", name, device, "nccl", compat.has_transformer_engine(), capability)
     return Device("cpu", _processor_name(), torch.device("cpu"), "gloo", False)
 
 

@@ -6,13 +6,17 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 from megatron_lm_zh import compat
 from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.config.stages import parse_layout
 from megatron_lm_zh.runtime import generators
 from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.runtime.ranks import Ranks
@@ -40,23 +44,50 @@ def process_groups(config: Config, ranks: Ranks, device: Device, *, trace_dir: P
         build_layout(config)
         yield
     finally:
+        # megatron-core keeps what its layers report in module globals, with the groups of the world that ends here.
+        compat.forget_layer_losses(moe_utils)
+        MTPLossLoggingHelper.tracker.clear()
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 
 
 def build_layout(config: Config) -> None:
     """Builds megatron-core's groups for the layout of `config` in the world that is up, and seeds every generator."""
+    layout, levels = config.parallel, config.parallel.hierarchical_context_parallel_sizes
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=config.parallel.tensor,
-        pipeline_model_parallel_size=config.parallel.pipeline,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        context_parallel_size=layout.context,
+        hierarchical_context_parallel_sizes=list(levels) if levels else None,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        num_distributed_optimizer_instances=config.ddp.megatron.get("num_distributed_optimizer_instances", 1),
+        get_embedding_ranks=partial(embedding_ranks, config),
+        order=layout.order,
         distributed_timeout_minutes=max(1, config.run.startup_timeout_s // 60),
         create_gloo_process_groups=True,  # the distributed optimizer gathers its checkpoint over them
     )
     # One seed for all ranks of a tensor-parallel group, which megatron-core varies where they must differ; another one
-    # for each pipeline stage and replica, or the same dropout masks would fall on layers and sequences again and again.
-    stage, stages = parallel_state.get_pipeline_model_parallel_rank(), config.parallel.pipeline
-    replica = parallel_state.get_data_parallel_rank()
-    generators.seed(config.run.seed + SEED_STRIDE * (stage + stages * replica))
+    # for each pipeline stage and part of the batch, or the same dropout masks would fall on layers and tokens again.
+    stage, stages = parallel_state.get_pipeline_model_parallel_rank(), layout.pipeline
+    part = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    generators.seed(config.run.seed + SEED_STRIDE * (stage + stages * part))
+
+
+def embedding_ranks(config: Config, pipeline: list[int]) -> list[int]:
+    """Ranks of one pipeline whose copies of the word embedding share one gradient.
+
+    Beside the first stage that is the last one where the output layer is tied to it, and the one of multi-token
+    prediction. megatron-core takes the first and the last unasked, and with prediction on a stage of its own it would
+    add the output layer's gradient to the embedding's.
+    """
+    model, layout = config.model, config.parallel.pipeline_model_parallel_layout
+    if not model.mtp_num_layers or layout is None:
+        return parallel_state.default_embedding_ranks(pipeline)
+    stages = parse_layout(layout)
+    holders = {number % len(pipeline) for number, stage in enumerate(stages) if "m" in stage} | {0}
+    return [pipeline[stage] for stage in sorted(holders | ({len(pipeline) - 1} if model.tie_embeddings else set()))]
 
 
 def steady(config: Config) -> None:

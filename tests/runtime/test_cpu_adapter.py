@@ -179,6 +179,46 @@ def tensors_say_the_type_that_the_optimizers_want() -> None:
     assert torch.ones(1).type(torch.float64).dtype == torch.float64
 
 
+def pinned_memory_is_plain_memory() -> None:
+    import torch
+
+    assert torch.tensor([1], device="cpu", pin_memory=True).tolist() == [1]
+    assert torch.zeros(1, device="cuda", pin_memory=True).device.type == "cpu"
+
+
+def router_multiplies_without_transformer_engine() -> None:
+    import torch
+    from megatron.core.transformer.moe.moe_utils import router_gating_linear
+
+    tokens, weight = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    for dtype in (torch.float32, torch.float64):
+        logits = router_gating_linear(tokens, weight, None, dtype)
+        assert logits.dtype is dtype
+        torch.testing.assert_close(logits, (tokens @ weight.t()).to(dtype))
+        (gradient,) = torch.autograd.grad(logits.sum(), weight)
+        torch.testing.assert_close(gradient, tokens.sum(dim=0).expand(3, -1))
+
+
+def latent_attention_knows_that_transformer_engine_is_absent() -> None:
+    from megatron.core.transformer import multi_latent_attention
+
+    assert multi_latent_attention.HAVE_TE is False
+
+
+def norms_are_recomputed_without_transformer_engine() -> None:
+    import torch
+    from megatron.core import tensor_parallel
+
+    x = torch.randn(4, requires_grad=True)
+    recomputed = tensor_parallel.CheckpointWithoutOutput()
+    y = recomputed.checkpoint(torch.sin, x)
+    z = (y * y).sum()
+    recomputed.discard_output_and_register_recompute(z)
+    assert y.untyped_storage().size() == 0
+    z.backward()
+    torch.testing.assert_close(x.grad, 2 * x.sin() * x.cos())
+
+
 def functions_are_not_compiled() -> None:
     import torch
 
@@ -205,6 +245,10 @@ POINTS = (
     tensors_move_to_cuda_and_stay,
     modules_move_to_cuda_and_stay,
     tensors_say_the_type_that_the_optimizers_want,
+    pinned_memory_is_plain_memory,
+    router_multiplies_without_transformer_engine,
+    latent_attention_knows_that_transformer_engine_is_absent,
+    norms_are_recomputed_without_transformer_engine,
     functions_are_not_compiled,
 )
 
@@ -226,6 +270,7 @@ def names_of_torch() -> dict[tuple[str, str], Any]:
     owners = {
         "torch": torch,
         "torch.cuda": torch.cuda,
+        "torch.distributed": torch.distributed,
         "torch.cuda.random": torch.cuda.random,
         "torch.Tensor": torch.Tensor,
         "torch.nn.Module": torch.nn.Module,
@@ -237,24 +282,29 @@ def removed_and_installed_again(ranks: Any, device: Any) -> dict[str, Any]:
     """Runs in the pool, which gets its adapter back at the end."""
     import torch
     from megatron.core.tensor_parallel import random
+    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer.moe import moe_utils
 
     from megatron_lm_zh.runtime import engine
     from megatron_lm_zh.runtime.cpu import CpuAdapter
 
+    def names_of_engine() -> list[dict[str, Any]]:
+        owners = (random, random.CheckpointWithoutOutput, multi_latent_attention, moe_utils)
+        return [dict(vars(owner)) for owner in owners]
+
     engine.release()
     try:
-        before = names_of_torch()
-        engine_before = random._get_cuda_rng_state, random._set_cuda_rng_state
+        before, engine_before = names_of_torch(), names_of_engine()
         adapter = CpuAdapter()
         with adapter:
             adapter.install_engine()
             adapter.install()  # a second time: nothing more
             changed = {key for key, value in names_of_torch().items() if before.get(key) is not value}
-            assert random._get_cuda_rng_state is not engine_before[0]
+            assert random._get_cuda_rng_state is not engine_before[0]["_get_cuda_rng_state"]
         after = names_of_torch()
         assert not adapter.installed
         different = [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
-        assert (random._get_cuda_rng_state, random._set_cuda_rng_state) == engine_before
+        assert names_of_engine() == engine_before
         inherited = [name for owner, name in changed if owner == "torch.Tensor" and (owner, name) not in before]
         return {
             "changed": len(changed),
