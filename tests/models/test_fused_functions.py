@@ -1,4 +1,4 @@
-"""Rotary embedding and cross entropy against megatron-core's and torch's own, values and gradients."""
+"""Cross entropy against torch's own, values and gradients."""
 
 from __future__ import annotations
 
@@ -8,32 +8,6 @@ import pytest
 import torch
 from support.pool import RankPool
 from torch import Tensor
-
-
-def _rope_differences(ranks: Any, device: Any) -> list[float]:
-    """Largest difference from megatron-core's unfused rotation: values, gradients."""
-    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
-
-    from megatron_lm_zh.models.rope import rotate
-
-    packed = torch.randn(7, 2, 4, 3 * 8)
-    angles = torch.outer(torch.arange(7.0), 10.0 ** -torch.arange(0, 1, 0.25)).repeat(1, 2)[:, None, None, :]
-    weights = torch.randn(7, 2, 4, 8)
-
-    def with_gradient(function: Any) -> tuple[Tensor, Tensor]:
-        x = packed.clone().requires_grad_()
-        turned = function(x[..., 8:16], angles)  # a view, as the split of q, k and v gives it
-        (turned * weights).sum().backward()
-        assert x.grad is not None
-        return turned.detach(), x.grad
-
-    ours, theirs = with_gradient(rotate), with_gradient(_apply_rotary_pos_emb_bshd)
-    return [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
-
-
-def test_rope(ranks: RankPool) -> None:
-    (differences,) = ranks.run(1, _rope_differences)
-    assert max(differences) < 1e-6
 
 
 def _losses(ranks: Any, device: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
