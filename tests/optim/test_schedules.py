@@ -1,9 +1,12 @@
-"""Learning rates by schedule, and which parameters decay. A new schedule is one row here."""
+"""Every schedule against its closed formula at every step, and the ramp of the weight decay; a schedule is a row."""
 
 from __future__ import annotations
 
 import math
+import typing
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,75 +14,92 @@ from support.pool import RankPool
 
 pytestmark = pytest.mark.dist
 
-STEPS, WARMUP, PEAK, LOWEST = 20, 4, 0.001, 0.0002
-MIDDLE = WARMUP + (STEPS - WARMUP) // 2
-LAST = 15 / 16  # share of the decay that is done before the last of the 16 steps after the warm-up
-TO_LOWEST = f"schedule.min_lr={LOWEST}"
+STEPS, WARMUP, PEAK, LOWEST, FIRST = 20, 4, 1e-3, 2e-4, 1e-4
+AFTER, DECAY = STEPS - WARMUP, 5
 
-SCHEDULES: dict[str, tuple[list[str], float, float]] = {
-    "constant": ([], PEAK, PEAK),
-    "linear": ([TO_LOWEST], (PEAK + LOWEST) / 2, PEAK - (PEAK - LOWEST) * LAST),
-    "cosine": ([TO_LOWEST], (PEAK + LOWEST) / 2, LOWEST + (PEAK - LOWEST) * (1 + math.cos(math.pi * LAST)) / 2),
-    "wsd": (
-        [TO_LOWEST, "schedule.decay_steps=5", "schedule.decay_style=linear"],
-        PEAK,
-        PEAK - (PEAK - LOWEST) * 4 / 5,
-    ),
+# The share t of a decay that is done, to the share of PEAK - LOWEST that is left.
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+    "exponential": lambda t: 2 * 0.5**t - 1,
+    "minus_sqrt": lambda t: 1 - math.sqrt(t),
 }
-"""Kind: its settings, and the learning rate in the middle of the steps after the warm-up and at the last step."""
+Formula = Callable[[int], float]
 
 
-def learning_rates(ranks: Any, device: Any, config: str, overrides: list[str]) -> tuple[list[float], list[Any]]:
-    """Runs in the pool: the learning rate that each step of the run uses, and the groups' weight decay."""
+def _decaying(shape: Callable[[float], float], start: int) -> Formula:
+    """The learning rate of the step after n others, for a decay from step `start` to the last."""
+    return lambda n: LOWEST + (PEAK - LOWEST) * shape(max(0.0, (n - start) / (STEPS - start)))
+
+
+def _stable(style: str) -> tuple[str, Formula]:
+    text = f"{{kind: wsd, decay_steps: {DECAY}, decay_style: {style}"
+    return text, _decaying(SHAPES[style], STEPS - DECAY)
+
+
+TO_LOWEST = f", min_lr: {LOWEST}"
+SCHEDULES: dict[str, tuple[str, Formula]] = {
+    "constant": ("{kind: constant", lambda n: PEAK),
+    "linear": ("{kind: linear" + TO_LOWEST, _decaying(SHAPES["linear"], WARMUP)),
+    "cosine": ("{kind: cosine" + TO_LOWEST, _decaying(SHAPES["cosine"], WARMUP)),
+    "inverse_square_root": (
+        "{kind: inverse_square_root" + f", min_lr: {PEAK / 2}",
+        lambda n: max(PEAK / 2, PEAK * math.sqrt(WARMUP / n)),
+    ),
+} | {f"wsd-{style}": (text + TO_LOWEST, formula) for style in SHAPES for text, formula in [_stable(style)]}
+"""Kind: its settings, and the learning rate that the step after n others uses, from the end of the warm-up on."""
+
+
+def _rates(ranks: Any, device: Any, config: str, each: list[list[str]]) -> list[list[tuple[float, float]]]:
+    """Runs in the pool: learning rate and weight decay of every step, for each list of overrides."""
     from megatron_lm_zh.config.load import load_config
-    from megatron_lm_zh.models.build import build_model
-    from megatron_lm_zh.optim.build import build_optimizer, build_scheduler
-    from megatron_lm_zh.runtime.groups import process_groups
+    from megatron_lm_zh.optim.build import build_scheduler
 
-    loaded = load_config(config, ["model.vocab_size=401", *overrides], world=ranks.world)
-    with process_groups(loaded, ranks, device):
-        model = build_model(loaded, device)
-        optimizer = build_optimizer(loaded, model)
+    results: list[list[tuple[float, float]]] = []
+    for overrides in each:
+        loaded = load_config(config, [f"train.steps={STEPS}", *overrides])
+        group: dict[str, Any] = {"params": []}
+        optimizer: Any = SimpleNamespace(param_groups=[group])
         scheduler = build_scheduler(loaded, optimizer)
-        rates = []
-        for _ in range(loaded.total_steps):
-            (rate,) = {group["lr"] for group in optimizer.param_groups}
-            rates.append(rate)
+        results.append([])
+        for _ in range(STEPS):
+            results[-1].append((group["lr"], group["weight_decay"]))
             scheduler.step(1)
-        groups = [
-            (group["weight_decay"], sorted({parameter.dim() for parameter in group["params"]}), len(group["params"]))
-            for group in optimizer.param_groups
-        ]
-        return rates, groups
+    return results
 
 
 def test_every_schedule_has_a_row() -> None:
-    import typing
-
-    from megatron_lm_zh.config.schedules import Schedule
+    from megatron_lm_zh.config.schedules import Schedule, WarmupStableDecay
 
     kinds = typing.get_args(typing.get_args(Schedule)[0])
-    assert {kind().kind if kind.__name__ != "WarmupStableDecay" else "wsd" for kind in kinds} == set(SCHEDULES)
+    named = {"wsd" if kind is WarmupStableDecay else kind().kind for kind in kinds}
+    assert named == {name.split("-")[0] for name in SCHEDULES}
+    assert set(typing.get_args(typing.get_type_hints(WarmupStableDecay)["decay_style"])) == set(SHAPES)
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
-def test_learning_rate(kind: str, ranks: RankPool, tiny_run: Path) -> None:
-    settings, middle, last = SCHEDULES[kind]
-    overrides = [f"train.steps={STEPS}", f"schedule.kind={kind}", f"schedule.warmup_steps={WARMUP}", *settings]
-    ((rates, _),) = ranks.run(1, learning_rates, str(tiny_run), overrides)
-    # The step after n others has the rate of n: the first step of a warm-up has 0.
-    assert rates[: WARMUP + 1] == pytest.approx([PEAK * step / WARMUP for step in range(WARMUP + 1)])
-    assert rates[MIDDLE] == pytest.approx(middle)
-    assert rates[-1] == pytest.approx(last)
-    assert rates[WARMUP:] == sorted(rates[WARMUP:], reverse=True)
+def test_learning_rate_is_the_formula(ranks: RankPool, tiny_run: Path) -> None:
+    warmup = f", warmup_steps: {WARMUP}, warmup_init_lr: {FIRST}}}"
+    overrides = [["schedule=" + text + warmup] for text, _ in SCHEDULES.values()]
+    (answers,) = ranks.run(1, _rates, str(tiny_run), overrides)
+    for (name, (_, formula)), answer in zip(SCHEDULES.items(), answers, strict=True):
+        rates = [rate for rate, _ in answer]
+        # The step after n others has the rate of n: the first step of a warm-up has warmup_init_lr.
+        rising = [FIRST + (PEAK - FIRST) * n / WARMUP for n in range(WARMUP + 1)]
+        assert rates == pytest.approx(rising + [formula(n) for n in range(WARMUP + 1, STEPS)]), name
+        assert rates[WARMUP] == PEAK
 
 
 def test_without_warmup_the_first_step_has_the_peak(ranks: RankPool, tiny_run: Path) -> None:
-    overrides = ["schedule.warmup_steps=0", "schedule.kind=constant"]
-    ((rates, _),) = ranks.run(1, learning_rates, str(tiny_run), overrides)
-    assert set(rates) == {PEAK}
+    kinds = [text + ", warmup_steps: 0}" for text, _ in SCHEDULES.values()]
+    (answers,) = ranks.run(1, _rates, str(tiny_run), [[f"schedule={text}"] for text in kinds])
+    assert [answer[0][0] for answer in answers] == [PEAK] * len(kinds)
 
 
-def test_vectors_do_not_decay(ranks: RankPool, tiny_run: Path) -> None:
-    ((_, groups),) = ranks.run(1, learning_rates, str(tiny_run), ["optim.weight_decay=0.3"])
-    assert sorted(groups) == [(0.0, [1], 2 * 4 + 1), (0.3, [2], 4 * 4 + 2)]
+def test_weight_decay_rises_along_its_ramp(ranks: RankPool, tiny_run: Path) -> None:
+    ramp = ["optim.start_weight_decay=0.02", "optim.weight_decay=0.12"]
+    each = [[*ramp, f"optim.weight_decay_incr_style={style}"] for style in ("linear", "cosine")]
+    (answers,) = ranks.run(1, _rates, str(tiny_run), [*each, ["optim.weight_decay=0.3"]])
+    linear, cosine, constant = ([decay for _, decay in answer] for answer in answers)
+    assert linear == pytest.approx([0.02 + 0.1 * n / STEPS for n in range(STEPS)])
+    assert cosine == pytest.approx([0.02 + 0.1 * (1 - math.cos(math.pi * n / STEPS)) / 2 for n in range(STEPS)])
+    assert set(constant) == {0.3}
