@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_lm_zh.data import _indices
-from megatron_lm_zh.data.samples import GPTDataset
+from megatron_lm_zh.data.samples import SampleSource
 
 SURPLUS = 0.005  # megatron-core builds half a per cent more samples of each source than its share
 
@@ -23,7 +23,7 @@ class BlendedDataset:
         num_samples: samples asked for; the blend has a few more, each source's share being rounded up.
     """
 
-    def __init__(self, build: Callable[[int, int], GPTDataset], weights: Sequence[float], num_samples: int) -> None:
+    def __init__(self, build: Callable[[int, int], SampleSource], weights: Sequence[float], num_samples: int) -> None:
         shares = normalise(weights)
         targets = [math.ceil(num_samples * share) for share in shares]
         # Normalised twice, as there: the second time can move the last bit.
@@ -45,6 +45,10 @@ class BlendedDataset:
     def origin(self, index: int) -> str:
         """Source, sample and first document of sample ``index``."""
         return self.sources[self.source_index[index]].origin(int(self.sample_index[index]))
+
+    def loss_weight(self, index: int) -> float:
+        """Weight of the tokens of sample ``index`` in the training loss."""
+        return self.sources[self.source_index[index]].loss_weight(int(self.sample_index[index]))
 
 
 def normalise(weights: Sequence[float]) -> list[float]:

@@ -31,7 +31,7 @@ def open_inputs(config: Config, *, train_steps: int | None = None) -> Inputs:
     """
     tokenizer = load_tokenizer(config.data.tokenizer.type, config.data.tokenizer.path)
     config = _with_vocabulary(config, tokenizer)
-    samples = (train_steps or config.total_steps) * config.train.global_batch_size
+    samples = config.batch_sizes.consumed_by(train_steps or config.total_steps)
     return Inputs(config, tokenizer, build_datasets(config, tokenizer, train_samples=samples))
 
 

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_lm_zh.config.schema import Config, Source
-from megatron_lm_zh.data.blend import BlendedDataset
+from megatron_lm_zh.config.batch_ramp import BatchSizes
+from megatron_lm_zh.config.schema import Config, Data, Source
+from megatron_lm_zh.data.batch import Batch, DocumentEnds, make_batch
+from megatron_lm_zh.data.blend import BlendedDataset, normalise
 from megatron_lm_zh.data.indexed import IndexedDataset, idx_path
 from megatron_lm_zh.data.manifest import check_manifest
 from megatron_lm_zh.data.samples import GPTDataset, SampleSource
 from megatron_lm_zh.data.splits import parse_split, split_documents
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.tokenizer.base import Tokenizer
-
-Batch = dict[str, torch.Tensor]
-"""tokens, labels, position_ids: int64 [b, s]; loss_mask: float32 [b, s]."""
 
 PREFETCHED_BATCHES = 4
 
@@ -35,6 +34,8 @@ class Datasets:
     train: SampleSource
     valid: Mapping[str, SampleSource]
     test: Mapping[str, SampleSource]
+    ends: DocumentEnds | None = None
+    """What ends of documents mean; None where they are tokens like any others."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def build_datasets(config: Config, tokenizer: Tokenizer, *, train_samples: int) 
         UserError: a dataset is missing, damaged, made with another tokenizer, or too small for its share.
     """
     data = config.data
-    train = _open("train", data.train, tokenizer)
-    valid = _open("valid", data.valid, tokenizer)
-    test = _open("test", data.test, tokenizer)
+    train = _open("train", data.train, tokenizer, data)
+    valid = _open("valid", data.valid, tokenizer, data)
+    test = _open("test", data.test, tokenizer, data)
     shares = parse_split(data.split)
     kept = [shares[0], 0.0 if valid else shares[1], 0.0 if test else shares[2]]
     total = sum(kept)
@@ -75,7 +76,9 @@ def build_datasets(config: Config, tokenizer: Tokenizer, *, train_samples: int) 
         for opened in train
     }
 
-    def samples(opened: _Opened, documents: range, use: str, num_samples: int | None) -> GPTDataset:
+    def samples(
+        opened: _Opened, documents: range, use: str, num_samples: int | None, weight: float = 1.0
+    ) -> GPTDataset:
         _check_size(opened, documents, use, config)
         return GPTDataset(
             opened.dataset,
@@ -84,12 +87,15 @@ def build_datasets(config: Config, tokenizer: Tokenizer, *, train_samples: int) 
             num_samples=num_samples,
             seed=config.run.seed,
             name=opened.name,
+            weight=weight,
         )
+
+    weights = loss_weights(data.train)
 
     def train_part(index: int, num_samples: int) -> GPTDataset:
         documents = parts[train[index].name].train
         assert documents is not None
-        return samples(train[index], documents, "train", num_samples)
+        return samples(train[index], documents, "train", num_samples, weights[index])
 
     def held_out(own: list[_Opened], use: str) -> dict[str, SampleSource]:
         if own:
@@ -105,10 +111,27 @@ def build_datasets(config: Config, tokenizer: Tokenizer, *, train_samples: int) 
         blend: SampleSource = train_part(0, train_samples)
     else:
         blend = BlendedDataset(train_part, [source.weight for source in data.train], train_samples)
-    return Datasets(train=blend, valid=held_out(valid, "valid"), test=held_out(test, "test"))
+    return Datasets(
+        train=blend,
+        valid=held_out(valid, "valid"),
+        test=held_out(test, "test"),
+        ends=DocumentEnds.of(data, tokenizer.eod),
+    )
 
 
-def _open(use: str, sources: tuple[Source, ...], tokenizer: Tokenizer) -> list[_Opened]:
+def loss_weights(sources: tuple[Source, ...]) -> list[float]:
+    """`loss_weight` of each source, scaled to a mean of 1 over the blend.
+
+    The loss does not depend on the scale. What is added to it by the token does: the auxiliary losses of a mixture of
+    experts keep their coefficients.
+    """
+    shares = normalise([source.weight for source in sources])
+    mean = sum(share * source.loss_weight for share, source in zip(shares, sources, strict=True))
+    alike = len({source.loss_weight for source in sources}) == 1
+    return [1.0 if alike else source.loss_weight / mean for source in sources]
+
+
+def _open(use: str, sources: tuple[Source, ...], tokenizer: Tokenizer, data: Data) -> list[_Opened]:
     names = _unique_names([source.path for source in sources])
     opened = []
     for i, (source, name) in enumerate(zip(sources, names, strict=True)):
@@ -121,7 +144,15 @@ def _open(use: str, sources: tuple[Source, ...], tokenizer: Tokenizer) -> list[_
                 mend="`mlzh preprocess` makes them",
             )
         dataset = IndexedDataset(source.path)
-        check_manifest(source.path, tokenizer)
+        manifest = check_manifest(source.path, tokenizer)
+        asked = DocumentEnds.of(data, tokenizer.eod)
+        if asked is not None and manifest is not None and not manifest.append_eod:
+            raise UserError(
+                f"the documents of {source.path} do not end with an end-of-document token",
+                where=key,
+                expected="one, for data.reset_attention_mask, data.reset_position_ids and data.eod_mask_loss to see",
+                mend="preprocess the text with --append-eod",
+            )
         opened.append(_Opened(source=source, key=key, name=name, dataset=dataset))
     return opened
 
@@ -156,19 +187,20 @@ def _check_size(opened: _Opened, documents: range, use: str, config: Config) -> 
 class MicroBatches:
     """One rank's micro-batches, prepared ahead by a thread, in the order of Megatron's sequential sampler.
 
-    Global batch k holds samples k * global_batch_size onwards; in it data-parallel rank r's micro-batch j holds the
+    A global batch holds the next samples, as many as it is large; in it data-parallel rank r's micro-batch j holds the
     `micro_batch_size` samples from (j * data_parallel_size + r) * micro_batch_size on. So the position in the data is
     `consumed_samples` alone, under every layout. Iteration ends where the next global batch would not be full.
 
     Args:
         dataset: what to read.
         micro_batch_size: samples of one batch.
-        global_batch_size: samples of one step over all ranks; a multiple of micro_batch_size x data_parallel_size.
+        batch_sizes: samples of each step over all ranks; multiples of micro_batch_size x data_parallel_size.
         data_parallel_rank: this rank's place.
         data_parallel_size: copies of the model.
         consumed_samples: samples used before, by all ranks together; a multiple of micro_batch_size x
             data_parallel_size.
         vocab_size: ids that the embedding has.
+        ends: what ends of documents mean.
 
     Raises:
         UserError: (on iteration) a token id is not in the vocabulary.
@@ -179,24 +211,28 @@ class MicroBatches:
         dataset: SampleSource,
         *,
         micro_batch_size: int,
-        global_batch_size: int,
+        batch_sizes: BatchSizes,
         data_parallel_rank: int,
         data_parallel_size: int,
         consumed_samples: int,
         vocab_size: int,
+        ends: DocumentEnds | None = None,
     ) -> None:
         row = micro_batch_size * data_parallel_size
-        assert global_batch_size % row == 0 and consumed_samples % row == 0
+        assert all(size % row == 0 for size in batch_sizes.sizes()) and consumed_samples % row == 0
         assert 0 <= data_parallel_rank < data_parallel_size
-        batches = max(0, len(dataset) - consumed_samples) // global_batch_size * (global_batch_size // row)
-        first = consumed_samples + data_parallel_rank * micro_batch_size
-        self._left = batches
+        end = batch_sizes.last_whole_step(consumed_samples, len(dataset))
+        first = data_parallel_rank * micro_batch_size
+        starts = range(consumed_samples + first, end + first, row)
+        self._left = len(starts)
         self._stop = threading.Event()
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCHED_BATCHES)
-        plan = (range(start, start + micro_batch_size) for start in range(first, first + batches * row, row))
+        micro_batches = (
+            _micro_batch(dataset, range(start, start + micro_batch_size), vocab_size, ends) for start in starts
+        )
         # The thread does not hold self, so an abandoned iterator is collected and stops its thread.
         self._thread = threading.Thread(
-            target=_prefetch, args=(dataset, plan, vocab_size, self._queue, self._stop), name="data", daemon=True
+            target=_prefetch, args=(micro_batches, self._queue, self._stop), name="data", daemon=True
         )
         self._thread.start()
 
@@ -242,17 +278,15 @@ class MicroBatches:
                 self._queue.get_nowait()
 
 
-def _prefetch(
-    dataset: SampleSource,
-    plan: Iterator[range],
-    vocab_size: int,
-    out: queue.Queue[Batch | BaseException],
-    stop: threading.Event,
-) -> None:
+def _micro_batch(dataset: SampleSource, indices: range, vocab_size: int, ends: DocumentEnds | None) -> Batch:
+    rows = np.stack([checked_sample(dataset, index, vocab_size) for index in indices])
+    weights = torch.tensor([dataset.loss_weight(index) for index in indices])
+    return make_batch(torch.from_numpy(rows), ends, weights)
+
+
+def _prefetch(micro_batches: Iterator[Batch], out: queue.Queue[Batch | BaseException], stop: threading.Event) -> None:
     try:
-        for indices in plan:
-            rows = np.stack([checked_sample(dataset, index, vocab_size) for index in indices])
-            batch = make_batch(torch.from_numpy(rows))
+        for batch in micro_batches:
             if stop.is_set():
                 return
             out.put(batch)
@@ -275,20 +309,6 @@ def checked_sample(dataset: SampleSource, index: int, vocab_size: int) -> NDArra
             mend="the dataset was made with another tokenizer: preprocess it with the one of data.tokenizer",
         )
     return sample
-
-
-def make_batch(rows: torch.Tensor) -> Batch:
-    """Tokens and the labels they predict, from samples with the token that follows, int64 [b, s + 1].
-
-    Every label counts, ends of documents included, and positions run through the sample: Megatron's default.
-    """
-    tokens, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-    return {
-        "tokens": tokens,
-        "labels": labels,
-        "loss_mask": torch.ones(tokens.shape, dtype=torch.float32),
-        "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens).contiguous(),
-    }
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ class SampleSource(Protocol):
         """Where sample ``index`` comes from, for messages: source, sample, first document."""
         ...
 
+    def loss_weight(self, index: int) -> float:
+        """Weight of the tokens of sample ``index`` in the training loss."""
+        ...
+
 
 class GPTDataset:
     """Samples of some documents of one dataset.
@@ -45,6 +49,7 @@ class GPTDataset:
         num_samples: how many are asked for, over as many epochs as that takes; None is one epoch.
         seed: of both shuffles.
         name: of the source, for messages.
+        weight: of its tokens in the training loss.
     """
 
     def __init__(
@@ -56,10 +61,12 @@ class GPTDataset:
         num_samples: int | None,
         seed: int,
         name: str = "",
+        weight: float = 1.0,
     ) -> None:
         self.dataset = dataset
         self.seq_length = seq_length
         self.name = name
+        self.weight = weight
         chosen = np.asarray(documents, dtype=np.int32)
         tokens = int(np.sum(dataset.sequence_lengths[chosen], dtype=np.int64))
         assert tokens > seq_length  # the loader has told the user otherwise
@@ -98,6 +105,10 @@ class GPTDataset:
         """Source, sample and first document of sample ``index``."""
         position = int(self.sample_index[int(self.shuffle_index[index])][0])
         return f"{self.name} ({self.dataset.prefix}) sample {index}, document {int(self.document_index[position])}"
+
+    def loss_weight(self, index: int) -> float:
+        """Weight of the tokens of sample ``index`` in the training loss."""
+        return self.weight
 
 
 def build_sample_index(

@@ -12,6 +12,8 @@ import torch
 from making import random_texts, write_dataset, write_jsonl
 
 from megatron_lm_zh.config import schema
+from megatron_lm_zh.config.batch_ramp import BatchSizes
+from megatron_lm_zh.data.batch import DocumentEnds
 from megatron_lm_zh.data.indexed import IndexedDatasetWriter
 from megatron_lm_zh.data.inputs import open_inputs
 from megatron_lm_zh.data.loader import MicroBatches, TextMeter, build_datasets
@@ -37,7 +39,7 @@ def make_config(train: list[tuple[Path | str, float]], **data) -> schema.Config:
 def loader(dataset, **changes) -> MicroBatches:
     arguments = {
         "micro_batch_size": 2,
-        "global_batch_size": 8,
+        "batch_sizes": BatchSizes(8),
         "data_parallel_rank": 0,
         "data_parallel_size": 2,
         "consumed_samples": 0,
@@ -60,6 +62,9 @@ class Numbers:
 
     def origin(self, index: int) -> str:
         return f"numbers sample {index}"
+
+    def loss_weight(self, index: int) -> float:
+        return 1.0
 
 
 def test_builds_every_use_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -130,6 +135,71 @@ def test_position_is_consumed_samples_alone() -> None:
     with loader(Numbers(40), data_parallel_size=2, data_parallel_rank=1, consumed_samples=16) as other_layout:
         assert len(other_layout) == 6
         assert next(other_layout)["tokens"][:, 0].tolist() == [18, 19]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_growing_batch_goes_on_from_any_position(size: int) -> None:
+    sizes = BatchSizes(12, (4, 4, 30))  # 4, 4, 4, 4, 8, 8, 12, 12, ...
+    ends = [sizes.consumed_by(step) for step in range(10)]
+    assert ends == [0, 4, 8, 12, 16, 24, 32, 44, 56, 68]
+
+    def indices(rank: int, consumed: int) -> list[list[int]]:
+        batches = loader(
+            Numbers(59),
+            batch_sizes=sizes,
+            data_parallel_rank=rank,
+            data_parallel_size=size,
+            consumed_samples=consumed,
+        )
+        with batches:
+            left = len(batches)
+            found = [batch["tokens"][:, 0].tolist() for batch in batches]
+        assert left == len(found)
+        return found
+
+    for consumed in ends[:9]:
+        ranks = [indices(rank, consumed) for rank in range(size)]
+        assert sum(sum(zip(*ranks, strict=True), ()), []) == list(range(consumed, 56))  # the last batch is whole
+    assert indices(0, 68) == []
+
+
+def test_batches_say_what_the_sources_weigh(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    zh = write_dataset(tmp_path / "zh", [20] * 100)
+    en = write_dataset(tmp_path / "en", [20] * 100)
+    config = make_config([(zh, 3.0), (en, 1.0)], split="1,0,0")
+    first, second = config.data.train
+    config = replace(config, data=replace(config.data, train=(replace(first, loss_weight=2.0), second)))
+    dataset = build_datasets(config, tokenizer, train_samples=40).train
+    weights = {"zh": 2 / 1.75, "en": 1 / 1.75}  # the mean over the blend is 1
+    seen = []
+    for number, batch in enumerate(loader(dataset, data_parallel_size=1)):
+        for row, index in zip(batch["loss_mask"], (2 * number, 2 * number + 1), strict=True):
+            name = dataset.origin(index).split()[0]
+            assert row.tolist() == pytest.approx([weights[name]] * SEQ, rel=1e-6)
+            seen.append(name)
+    assert len(seen) == 40
+    assert seen.count("zh") == 30
+
+
+def test_documents_need_their_ends(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", random_texts(60))
+    for append_eod in (True, False):
+        job = Job((path,), str(tmp_path / str(append_eod)), tokenizer_type="SentencePiece", append_eod=append_eod)
+        preprocess(job, tokenizer)
+    with_ends, without = (f"{tmp_path / name}_text_document" for name in ("True", "False"))
+
+    built = build_datasets(
+        make_config([(with_ends, 1.0)], split="1,0,0", reset_attention_mask=True), tokenizer, train_samples=8
+    )
+    assert built.ends == DocumentEnds(tokenizer.eod, reset_attention_mask=True)
+    with loader(built.train, ends=built.ends, vocab_size=320) as batches:
+        batch = next(batches)
+    ends = (batch["tokens"].flatten() == tokenizer.eod).nonzero().flatten() + 1
+    assert batch["cu_seqlens"].tolist() == sorted({0, SEQ, 2 * SEQ, *ends.tolist()})
+
+    assert build_datasets(make_config([(without, 1.0)], split="1,0,0"), tokenizer, train_samples=8).ends is None
+    with pytest.raises(UserError, match=r"data.train\[0\].path: .* --append-eod"):
+        build_datasets(make_config([(without, 1.0)], split="1,0,0", eod_mask_loss=True), tokenizer, train_samples=8)
 
 
 def test_batch_is_shifted_and_unmasked(tmp_path: Path, tokenizer: Tokenizer) -> None:
