@@ -124,6 +124,21 @@ def prediction_losses(tracker: dict[str, Any]) -> Any:
     return tracker.get("loss_values", tracker.get("values"))  # 0.19's name, 0.16's name
 
 
+def run_fsdp_hooks(megatron_fsdp: Any) -> None:
+    """Lets MegatronFSDP call its module, as 0.19 does; 0.16 calls the module's `forward`, past the module's own hooks.
+
+    They end a micro-batch. In fp32, where no Float16Module lies between, none ever ended: from the second one on, every
+    single gradient reduced its whole bucket again.
+    """
+
+    def forward(self: Any, *inputs: Any, **options: Any) -> Any:
+        self._replace_param_with_raw_if_needed()
+        return self.module(*inputs, **options)
+
+    if megatron_core_version() < (0, 19):
+        megatron_fsdp.forward = forward
+
+
 def torch_version() -> tuple[int, ...]:
     """The installed torch's version, e.g. (2, 13, 0); () where it is not installed."""
     return _numbers(_version("torch"))

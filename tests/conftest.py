@@ -43,5 +43,5 @@ def tiny_run(tiny_data: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[RankPool]:
     """Gloo ranks in processes of their own, started when first needed."""
-    with RankPool(size=4) as pool:
+    with RankPool(size=8) as pool:
         yield pool

@@ -220,7 +220,7 @@ def main() -> int:
         prepare(stages, corpus)
         with stages.stage("first 10 steps: one rank against tensor 2 x pipeline 2"):
             target = str(DEMO / "parity.json")
-            call("parity", CONFIG, *overrides, *PARITY_LAYOUT, "--steps", "10", "--json", target)
+            call("parity", CONFIG, *overrides, *PARITY_LAYOUT, "--as-is", "--data", "--steps", "10", "--json", target)
         interruption = train(stages, overrides)
         ask(stages, overrides)
         broken = report(stages, interruption)

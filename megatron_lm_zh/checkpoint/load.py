@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_lm_zh.checkpoint.manifest import Layout, Manifest, problem_with, read_manifest
-from megatron_lm_zh.checkpoint.state import model_state, restore, restore_model, training_state
+from megatron_lm_zh.checkpoint.state import FULLY_RESHARDABLE, model_state, restore, restore_model, training_state
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.run_directory import RunDirectory
 
@@ -66,9 +66,20 @@ def find_sound_checkpoint(run: RunDirectory) -> Found | None:
 def load_training_state(
     found: Found, model: list[torch.nn.Module], optimizer: MegatronOptimizer, layout: Layout
 ) -> None:
-    """Restores weights and optimizer, and the random generators where the layout is the one that saved them."""
-    same_layout = found.manifest.layout == layout
-    wanted = training_state(model, optimizer, is_loading=True, with_rng=same_layout)
+    """Restores weights and optimizer, and the random generators where the layout is the one that saved them.
+
+    Raises:
+        UserError: the optimizer's state was saved rank by rank, and the layout is another one.
+    """
+    same_layout, sharding = found.manifest.layout == layout, found.manifest.distrib_optim_sharding_type
+    if sharding != FULLY_RESHARDABLE and not same_layout:
+        raise UserError(
+            f"saved as {sharding}, which only the layout that saved it can read; {_difference(found, layout)}",
+            where=str(found.directory),
+            mend=f"resume in that layout with checkpoint.distrib_optim_sharding_type={FULLY_RESHARDABLE}, save, and "
+            "change the layout then",
+        )
+    wanted = training_state(model, optimizer, is_loading=True, with_rng=same_layout, sharding=sharding)
     restore(model, optimizer, dist_checkpointing.load(wanted, str(found.directory)))
 
 
@@ -76,6 +87,12 @@ def load_weights(directory: Path, model: list[torch.nn.Module]) -> None:
     """Restores the weights alone, for evaluation and continued pretraining."""
     loaded = dist_checkpointing.load({"model": model_state(model)}, str(directory))
     restore_model(model, loaded["model"])
+
+
+def _difference(found: Found, layout: Layout) -> str:
+    before, now = asdict(found.manifest.layout), asdict(layout)
+    changed = [f"{axis} was {before[axis]} and is {now[axis]}" for axis in now if before[axis] != now[axis]]
+    return ", ".join(changed)
 
 
 def _problems(directory: Path) -> list[str]:

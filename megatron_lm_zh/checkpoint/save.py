@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_lm_zh import compat
 from megatron_lm_zh.checkpoint import writer
 from megatron_lm_zh.checkpoint.manifest import FORMAT_VERSION, FileRecord, Layout, Manifest, record
-from megatron_lm_zh.checkpoint.state import State
+from megatron_lm_zh.checkpoint.state import FULLY_RESHARDABLE, State
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import sync_directory, write_bytes
 from megatron_lm_zh.run_directory import CONFIG, MANIFEST, RunDirectory
@@ -36,15 +36,24 @@ class Saver:
     Every method is called by all ranks at the same step.
     """
 
-    def __init__(self, run: RunDirectory, layout: Layout, *, keep_last: int, asynchronous: bool) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        layout: Layout,
+        *,
+        keep_last: int,
+        asynchronous: bool,
+        sharding: str = FULLY_RESHARDABLE,
+    ) -> None:
         self.run = run
         self.layout = layout
+        self.sharding = sharding
         self.keep_last = keep_last
         self.asynchronous = asynchronous
         self._queue = writer.WriterQueue(persistent=False)
         self._writing: Path | None = None
 
-    def save(self, state: State, *, step: int, consumed_samples: int, config_yaml: str) -> None:
+    def save(self, state: State, *, step: int, consumed_samples: int, config_yaml: str, skipped_steps: int = 0) -> None:
         """Starts to write a checkpoint (and ends it, where saving is not asynchronous).
 
         Raises:
@@ -60,7 +69,7 @@ class Saver:
             request = dist_checkpointing.save(state, str(directory), async_sharded_save=True, **arguments)
             if request.async_fn is not None:
                 request = request._replace(async_fn=writer.with_checksums(request.async_fn, directory, dist.get_rank()))
-            request.add_finalize_fn(lambda: self._complete(directory, step, consumed_samples))
+            request.add_finalize_fn(lambda: self._complete(directory, step, consumed_samples, skipped_steps))
             self._queue.schedule_async_request(request)
         if not self.asynchronous:
             self.finish()
@@ -104,13 +113,16 @@ class Saver:
             return error.what
         return None
 
-    def _complete(self, directory: Path, step: int, consumed_samples: int) -> None:
+    def _complete(self, directory: Path, step: int, consumed_samples: int, skipped_steps: int) -> None:
         """Manifest, tracker, retention, in this order: a reader sees whole checkpoints only."""
         problem: list[str | None] = [None]
         if dist.get_rank() == 0:
             try:
                 files = _collect_records(directory)
-                Manifest(FORMAT_VERSION, step, consumed_samples, self.layout, files).write(directory)
+                manifest = Manifest(
+                    FORMAT_VERSION, step, consumed_samples, self.layout, files, self.sharding, skipped_steps
+                )
+                manifest.write(directory)
                 write_bytes(self.run.tracker, f"{step}\n".encode())
             except (OSError, UserError) as error:
                 problem = [error.what if isinstance(error, UserError) else str(error)]

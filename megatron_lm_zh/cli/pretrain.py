@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if ranks.launcher != "alone" and args.ranks is not None:
         raise UserError(f"--ranks under {ranks.launcher}", mend=f"let {ranks.launcher} start the ranks, or not at all")
     if ranks.launcher == "alone":
-        world = args.ranks or load_config(args.config, args.overrides).model_parallel_size
+        world = args.ranks or load_config(args.config, args.overrides).smallest_world
     else:
         world = ranks.world
     config = load_config(args.config, args.overrides, world=world)

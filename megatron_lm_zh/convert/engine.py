@@ -13,7 +13,7 @@ from torch import Tensor
 from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.convert.ops import OPS, Op, Sizes
 from megatron_lm_zh.errors import UserError, nearest
-from megatron_lm_zh.families.base import Family
+from megatron_lm_zh.families.base import HuggingFace
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,18 @@ class Conversion:
     hf_ignored: frozenset[str]
 
     @classmethod
-    def of(cls, family: Family, model: Model, vocab_size: int) -> Conversion:
+    def of(cls, tables: HuggingFace, model: Model, vocab_size: int) -> Conversion:
         """The steps of a family for one model section, in the table's order, layer by layer."""
         sizes = Sizes.of(model, vocab_size)
         steps = []
-        for row in family.weights:
+        for row in tables.weights:
             if row.when is not None and getattr(model, row.when[0]) != row.when[1]:
                 continue
             shape = tuple(getattr(sizes, size) for size in row.shape)
             for layer in range(model.num_layers if "{layer}" in row.megatron else 1):
                 names = tuple(name.format(layer=layer) for name in row.hf)
                 steps.append(Step(row.megatron.format(layer=layer), names, OPS[row.op], shape))
-        ignored = {name.format(layer=layer) for name in family.hf_ignored for layer in range(model.num_layers)}
+        ignored = {name.format(layer=layer) for name in tables.hf_ignored for layer in range(model.num_layers)}
         return cls(tuple(steps), sizes, frozenset(ignored))
 
     def plan_to_hf(self, source: Source) -> dict[str, TensorSpec]:

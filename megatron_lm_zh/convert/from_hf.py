@@ -14,7 +14,7 @@ from megatron_lm_zh.convert.model_file import write_model_file
 from megatron_lm_zh.convert.output import new_directory
 from megatron_lm_zh.convert.tokenizer_files import copy_from_hf
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.families.registry import family_of
+from megatron_lm_zh.families.registry import family_of, huggingface
 
 
 def from_hf(hf_dir: Path, checkpoint: Path) -> None:
@@ -35,7 +35,7 @@ def from_hf(hf_dir: Path, checkpoint: Path) -> None:
     family = family_of(str(hf_config.get("model_type")))
     model = from_hf_config(family, hf_config, str(hf_dir / CONFIG))
     assert model.vocab_size is not None
-    conversion = Conversion.of(family, model, model.vocab_size)
+    conversion = Conversion.of(huggingface(family.name), model, model.vocab_size)
     source = HFWeights(hf_dir)
     planned = conversion.plan_to_megatron(source)
     step_of = {step.megatron: step for step in conversion.steps}

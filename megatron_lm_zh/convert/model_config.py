@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.families.base import ConfigRow, Family
+from megatron_lm_zh.families.base import ARCHITECTURE, ConfigRow, Family
+from megatron_lm_zh.families.registry import huggingface
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys that config.json and generation_config.json share; null where the tokenizer has no such token."""
@@ -20,12 +21,22 @@ _ABSENT = object()
 
 
 def to_hf_config(family: Family, model: Model, dtype: torch.dtype, special_tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a model section whose vocab_size is set, in the words of transformers 4.45 and of 5.x at once."""
-    config: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
-    for row in family.config:
+    """config.json of a model section whose vocab_size is set, in the words of transformers 4.45 and of 5.x at once.
+
+    Raises:
+        UserError: the model has something that the family's tables cannot carry.
+    """
+    tables = huggingface(family.name)
+    plain = Model(num_layers=1, hidden_size=64, num_attention_heads=1, seq_length=1, family=model.family)
+    carried = {row.ours for row in tables.config}
+    for key in ARCHITECTURE:
+        if key not in carried and getattr(model, key) != getattr(plain, key):
+            raise UserError(f"model.{key}: the conversion of family {family.name} cannot carry it")
+    config: dict[str, Any] = {"architectures": [tables.architecture], "model_type": tables.model_type}
+    for row in tables.config:
         for path in row.hf:
             _put(config, path, getattr(model, row.ours))
-    for fixed in family.fixed:
+    for fixed in tables.fixed:
         if fixed.written:
             _put(config, fixed.hf, fixed.value)
     name = str(dtype).removeprefix("torch.")
@@ -39,11 +50,12 @@ def from_hf_config(family: Family, config: Mapping[str, Any], where: str) -> Mod
     Raises:
         UserError: a key is missing, or has a value that this family does not convert; the message names it.
     """
-    for fixed in family.fixed:
+    tables = huggingface(family.name)
+    for fixed in tables.fixed:
         value = _get(config, fixed.hf)
         if value is not _ABSENT and value is not None and value != fixed.value:
             raise UserError(f"{fixed.hf} is {value!r}", where=where, expected=repr(fixed.value))
-    values = {row.ours: value for row in family.config if (value := _value_of(row, config, where)) is not None}
+    values = {row.ours: value for row in tables.config if (value := _value_of(row, config, where)) is not None}
     values["seq_length"] = values["max_position_embeddings"]
     try:
         model: Model = TypeAdapter(Model).validate_json(json.dumps({"family": family.name, **values}))

@@ -19,7 +19,7 @@ from megatron_lm_zh.convert.model_file import read_model_file
 from megatron_lm_zh.convert.output import new_directory
 from megatron_lm_zh.convert.tokenizer_files import copy_all
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.families.registry import family
+from megatron_lm_zh.families.registry import family, huggingface
 from megatron_lm_zh.run_directory import CONFIG as RUN_CONFIG
 from megatron_lm_zh.run_directory import RunDirectory
 from megatron_lm_zh.tokenizer.load import load_tokenizer
@@ -46,7 +46,7 @@ def to_hf(checkpoint: Path, output: Path) -> None:
         else:
             model, special_tokens = _from_run(checkpoint, partial)
         assert model.vocab_size is not None
-        conversion = Conversion.of(family(model.family), model, model.vocab_size)
+        conversion = Conversion.of(huggingface(model.family), model, model.vocab_size)
         planned = conversion.plan_to_hf(source)
         dtype = next(iter(planned.values())).dtype  # the embedding's
         write_json(partial / CONFIG, to_hf_config(family(model.family), model, dtype, special_tokens))

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    FullyShardedDataParallel,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -18,6 +14,7 @@ from torch import Tensor
 from megatron_lm_zh.config import passthrough
 from megatron_lm_zh.config.schema import Config, Model
 from megatron_lm_zh.config.sections.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from megatron_lm_zh.models.fsdp import FullySharded
 from megatron_lm_zh.models.initialise import initialise
 from megatron_lm_zh.models.loss import cross_entropy, hide_padding
 from megatron_lm_zh.models.precision import gradient_arguments
@@ -134,7 +131,7 @@ def build_model(config: Config, device: Device) -> list[DistributedDataParallel]
             "disable_bucketing": number > 0,  # the later chunks' gradients hide nothing behind them
         }
         if config.ddp.use_megatron_fsdp:
-            wrapped.append(FullyShardedDataParallel(device=device.torch_device, **arguments))
+            wrapped.append(FullySharded(device=device.torch_device, **arguments))
         else:
             wrapped.append(DistributedDataParallel(**arguments))
             wrapped[-1].broadcast_params()

@@ -13,6 +13,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_mtp_block_spec,
 )
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
@@ -101,6 +102,8 @@ def _swapped(spec: Any, swaps: dict[Any, type]) -> Any:
 def _adapted(layer: ModuleSpec, config: TransformerConfig, device: Device, swaps: dict[Any, type]) -> ModuleSpec:
     """A layer with our modules and, where its norms are modules of their own, with the checkpoint's names for them."""
     layer = _swapped(layer, swaps)
+    if config.multi_latent_attention and config.q_lora_rank is None:
+        layer = _without_query_norm(layer)
     if device.transformer_engine:
         return layer
     # Transformer Engine fuses a norm into the linear layer after it, but not into the experts of a MoE.
@@ -113,3 +116,10 @@ def _adapted(layer: ModuleSpec, config: TransformerConfig, device: Device, swaps
     if compat.module_of_spec(layer.submodules.mlp) is not MoELayer:
         names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     return replace(layer, submodules=replace(layer.submodules, sharded_state_dict_keys_map=names))
+
+
+def _without_query_norm(layer: ModuleSpec) -> ModuleSpec:
+    """A layer whose queries come from no latent: qk_layernorm is then about the keys' alone (DeepSeek-V2-Lite)."""
+    attention = layer.submodules.self_attention
+    attention = replace(attention, submodules=replace(attention.submodules, q_layernorm=IdentityOp))
+    return replace(layer, submodules=replace(layer.submodules, self_attention=attention))

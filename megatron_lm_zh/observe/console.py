@@ -18,12 +18,12 @@ class ConsoleLine:
 
     Args:
         total_steps: steps of the whole run.
-        tokens_per_step: tokens in one step, for the width of the token column.
+        total_tokens: tokens of the whole run.
     """
 
-    def __init__(self, total_steps: int, tokens_per_step: int) -> None:
+    def __init__(self, total_steps: int, total_tokens: int) -> None:
         self._total_steps = total_steps
-        self._total_tokens = human(total_steps * tokens_per_step)
+        self._total_tokens = human(total_tokens)
         self._step_width = len(f"{total_steps:,}")
         self._source_width = 0
         self._attempt: int | None = None
@@ -31,7 +31,10 @@ class ConsoleLine:
         self._warm = False
 
     def train(self, row: TrainRow) -> str:
-        """The line of a log interval: step, %, ETA, tokens seen, lm loss, grad norm, lr, tokens/s, memory, MFU."""
+        """The line of a log interval: step, %, ETA, tokens seen, lm loss, grad norm, lr, tokens/s, memory, MFU.
+
+        With fp16 the loss scale and skipped steps follow, with experts the load of the busiest (1: an equal share).
+        """
         self._smooth(row)
         columns = [
             self._step(row.step),
@@ -39,13 +42,17 @@ class ConsoleLine:
             f"eta {duration(self.eta_s(row.step)):>9}",
             f"tokens {human(row.tokens):>6}/{self._total_tokens}",
             f"lm loss {row.lm_loss:7.4f}",
-            f"grad norm {row.grad_norm:7.3f}",
+            f"grad norm {row.grad_norm:7.3f}" if row.grad_norm is not None else "overflow: skipped",
             f"lr {row.lr:.2e}",
             f"{human(row.tokens_per_s):>6} tok/s",
             f"{row.memory_gb:5.1f} GB",
         ]
         if row.mfu is not None:
             columns.append(f"mfu {row.mfu:5.1%}")
+        if row.loss_scale is not None:
+            columns.append(f"scale {row.loss_scale:8.6g}  skipped {row.skipped_steps}")
+        if "moe_load_max" in row.extra:
+            columns.append(f"expert load max {row.extra['moe_load_max']:5.2f}")
         return "  ".join(columns)
 
     def valid(self, row: ValidRow) -> str:

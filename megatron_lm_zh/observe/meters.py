@@ -22,13 +22,15 @@ PEAK_FLOPS: Mapping[tuple[str, ...], Mapping[str, float]] = MappingProxyType(
         ("h200",): {"bf16": 989e12, "fp8": 1979e12},  # NVIDIA H200 data sheet, SXM
         ("h800", "pcie"): {"bf16": 756e12, "fp8": 1513e12},  # H100 PCIe with a slower NVLink: same tensor cores
         ("h800",): {"bf16": 989e12, "fp8": 1979e12},  # H100 SXM5 with NVLink at 400 GB/s: same tensor cores
-        ("b200",): {"bf16": 2250e12, "fp8": 4500e12},  # NVIDIA HGX B200 data sheet, one GPU of eight, 1,000 W
+        ("b200",): {"bf16": 2250e12, "fp8": 4500e12, "fp4": 9000e12},  # NVIDIA HGX B200 data sheet, one GPU of eight
     }
 )
 
 
-def peak_flops(device_name: str, dtype: Literal["fp32", "bf16", "fp8"]) -> float | None:
+def peak_flops(device_name: str, dtype: Literal["fp32", "bf16", "fp16", "fp8", "fp4"]) -> float | None:
     """Dense tensor-core peak of a device in FLOP/s for a number format; None where the table does not know it."""
+    if dtype == "fp16":
+        dtype = "bf16"  # tensor cores are as fast with either
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     for needed, peaks in PEAK_FLOPS.items():
         if words.issuperset(needed):
@@ -62,18 +64,22 @@ class Throughput:
     """Counts steps against the wall clock, from one report to the next; pauses (evaluation, saving) do not count.
 
     The clock starts with the object: make it just before the first step.
+
+    Args:
+        tokens: tokens trained on before.
     """
 
-    def __init__(self, tokens_per_step: int, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._tokens_per_step = tokens_per_step
+    def __init__(self, tokens: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._tokens = self._tokens_reported = tokens
         self._clock = clock
         self._begin = clock()
         self._paused_s = 0.0
         self._steps = 0
 
-    def step(self) -> None:
-        """Counts one finished step."""
+    def step(self, tokens: int) -> None:
+        """Counts one finished step, after which the run has trained on `tokens` tokens in all."""
         self._steps += 1
+        self._tokens = tokens
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -89,8 +95,9 @@ class Throughput:
         assert self._steps > 0, "a speed needs a step"
         now = self._clock()
         seconds = max(now - self._begin - self._paused_s, 1e-9)  # a coarse clock may stand still for a tiny step
-        speed = Speed(tokens_per_s=self._steps * self._tokens_per_step / seconds, step_time_s=seconds / self._steps)
-        self._begin, self._paused_s, self._steps = now, 0.0, 0
+        done = self._tokens - self._tokens_reported
+        speed = Speed(tokens_per_s=done / seconds, step_time_s=seconds / self._steps)
+        self._begin, self._paused_s, self._steps, self._tokens_reported = now, 0.0, 0, self._tokens
         return speed
 
 

@@ -15,8 +15,8 @@ class TrainRow:
     """Optimizer steps done; the first is 1."""
     lm_loss: float
     """Mean negative log-likelihood a target token of this step's global batch, nats."""
-    grad_norm: float
-    """Global L2 norm of the gradient before clipping."""
+    grad_norm: float | None
+    """Global L2 norm of the gradient before clipping; None where it overflowed (fp16) and the update was skipped."""
     lr: float
     """Learning rate that this step used."""
     tokens: int
@@ -31,17 +31,37 @@ class TrainRow:
     """Peak memory of the reporting rank's device so far (on a CPU: of its process), in 1e9 bytes."""
     mfu: float | None = None
     """Model FLOPs utilisation, 0 to 1; None where the device's peak is not known."""
+    loss_scale: float | None = None
+    """fp16: what this step's loss was multiplied with; None in other formats."""
+    skipped_steps: int | None = None
+    """fp16: steps of the run, so far, whose gradient overflowed and whose update was skipped; None in other formats."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Further figures by name, written beside the named ones, e.g. ``time_data_s``."""
+    """Further figures by name, written beside the named ones, e.g. ``moe_load_max``."""
 
     def to_json(self) -> dict[str, Any]:
-        """The row as metrics.jsonl has it, ``kind`` first; ``mfu`` is left out when it is None."""
+        """The row as metrics.jsonl has it, ``kind`` first; what may be unknown and is None is left out."""
         row = {"kind": "train", **asdict(self)}
         extra = row.pop("extra")
         assert not extra.keys() & row.keys(), f"extra figures hide named ones: {sorted(extra.keys() & row.keys())}"
-        if row["mfu"] is None:
-            del row["mfu"]
+        for name in ("mfu", "loss_scale", "skipped_steps"):
+            if row[name] is None:
+                del row[name]
         return row | extra
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsRow:
+    """The experts' load over a log interval, as seen after ``step``; goes to experts.jsonl."""
+
+    step: int
+    """Optimizer steps done."""
+    load: dict[int, list[float]]
+    """By mixture-of-experts layer, counted from 0: tokens of each expert as a multiple of an equal share."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as experts.jsonl has it, loads to four decimals."""
+        load = {str(layer): [round(share, 4) for share in shares] for layer, shares in self.load.items()}
+        return {"kind": "experts", "step": self.step, "load": load}
 
 
 @dataclass(frozen=True, kw_only=True)

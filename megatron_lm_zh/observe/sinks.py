@@ -20,6 +20,7 @@ from megatron_lm_zh.observe.json_lines import append_json, open_appending
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+EXPERTS_FILE = "experts.jsonl"
 _NOT_A_FIGURE = ("kind", "step", "source")
 
 
@@ -49,9 +50,8 @@ def open_sinks(run_dir: Path, log: Log, *, resume_step: int, run_name: str, conf
     Raises:
         UserError: W&B is asked for and cannot be used.
     """
-    last_kept = resume_step or -1  # without a checkpoint step 0 is evaluated once more, so its rows go, too
-    rewind(run_dir / METRICS_FILE, last_kept)
-    sinks: list[Sink] = [JsonlSink(run_dir / METRICS_FILE)]
+    last_kept = _last_kept(resume_step)
+    sinks: list[Sink] = [_resumed(run_dir / METRICS_FILE, last_kept)]
     if log.tensorboard:
         if TensorBoardSink.available():
             sinks.append(TensorBoardSink(run_dir / "tensorboard", last_kept=last_kept))
@@ -60,6 +60,11 @@ def open_sinks(run_dir: Path, log: Log, *, resume_step: int, run_name: str, conf
     if log.wandb_project is not None:
         sinks.append(WandbSink(log.wandb_project, run_name, run_dir, config_dict))
     return sinks
+
+
+def open_experts_sink(run_dir: Path, *, resume_step: int) -> Sink:
+    """The file of the experts' load, brought back to the step that the run resumes from."""
+    return _resumed(run_dir / EXPERTS_FILE, _last_kept(resume_step))
 
 
 class JsonlSink:
@@ -78,6 +83,15 @@ class JsonlSink:
         if not self._file.closed:
             self.flush()
             self._file.close()
+
+
+def _resumed(path: Path, last_kept: int) -> JsonlSink:
+    rewind(path, last_kept)
+    return JsonlSink(path)
+
+
+def _last_kept(resume_step: int) -> int:
+    return resume_step or -1  # without a checkpoint step 0 is evaluated once more, so its rows go, too
 
 
 def rewind(path: Path, step: int) -> int:

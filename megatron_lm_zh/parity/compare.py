@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 # Regrouping micro-batches alone moves the fp32 gradient norm by up to 6e-5 relative in 20 steps, so a tighter bound
 # would test the machine; a wrong reduction moves it by far more than these.
-TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (1e-2, 5e-2)}
+TOLERANCES = {"fp32": (1e-5, 1e-3), "bf16": (1e-2, 5e-2), "fp16": (1e-2, 5e-2)}
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class StepRecord:
     step: int
     lm_loss: float
     """Nats per token."""
-    grad_norm: float
-    """Global norm before clipping."""
+    grad_norm: float | None
+    """Global norm before clipping; None where it overflowed (fp16) and the update was skipped."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class Comparison:
 
     @property
     def norm_difference(self) -> float:
-        """Largest relative difference of the gradient norms."""
-        return max(
-            abs(a.grad_norm - b.grad_norm) / a.grad_norm for a, b in zip(self.one_rank, self.layout, strict=True)
-        )
+        """Largest relative difference of the gradient norms; infinite where one world skipped an update alone."""
+        return max(abs(_relative(a, b)) for a, b in zip(self.one_rank, self.layout, strict=True))
+
+    @property
+    def weakest_norm(self) -> float:
+        """Smallest gradient norm of the one rank's steps."""
+        return min(record.grad_norm for record in self.one_rank if record.grad_norm is not None)
 
     @property
     def agrees(self) -> bool:
@@ -56,7 +60,7 @@ class Comparison:
         for a, b in zip(self.one_rank, self.layout, strict=True):
             table.append(
                 f"{a.step:4d}   {a.lm_loss:.9f}   {b.lm_loss:.9f}   {b.lm_loss - a.lm_loss:+.1e}     "
-                f"{b.grad_norm:.7f}      {(b.grad_norm - a.grad_norm) / a.grad_norm:+.1e}"
+                f"{'overflow ' if b.grad_norm is None else f'{b.grad_norm:.7f}'}      {_relative(a, b):+.1e}"
             )
         verdict = "agrees with" if self.agrees else "DIFFERS from"
         table.append(
@@ -81,7 +85,14 @@ class Comparison:
         }
 
 
+def _relative(one_rank: StepRecord, layout: StepRecord) -> float:
+    """How far the layout's gradient norm is from one rank's, relative to it."""
+    if one_rank.grad_norm is None or layout.grad_norm is None:
+        return 0.0 if one_rank.grad_norm == layout.grad_norm else math.inf
+    return (layout.grad_norm - one_rank.grad_norm) / one_rank.grad_norm
+
+
 def compare(one_rank: Sequence[StepRecord], layout: Sequence[StepRecord], dtype: str) -> Comparison:
-    """The comparison of two recordings in the tolerances of a precision (`fp32` or `bf16`)."""
+    """The comparison of two recordings in the tolerances of a precision (`fp32`, `bf16` or `fp16`)."""
     loss_tolerance, norm_tolerance = TOLERANCES[dtype]
     return Comparison(tuple(one_rank), tuple(layout), loss_tolerance, norm_tolerance)

@@ -29,3 +29,17 @@ def check_finite(what: str, value: float, *, step: int, mine: float | None = Non
         f"the {what} became {value} at step {step} on rank {ranks}",
         mend="nothing was saved since the last checkpoint; look at this step's data, lower optim.lr or warm up longer",
     )
+
+
+def check_overflow(scale: float, smallest: float, *, step: int) -> None:
+    """Stops every rank when the gradient overflowed at a loss scale that will not become smaller.
+
+    Raises:
+        NonFiniteError: naming the step and the scale.
+    """
+    if scale > smallest:
+        return
+    raise NonFiniteError(
+        f"the gradient overflowed in fp16 at step {step} under a loss scale of {scale:g}, which is as small as it gets",
+        mend="lower precision.min_loss_scale (a fixed precision.loss_scale: remove it), or use precision.dtype=bf16",
+    )

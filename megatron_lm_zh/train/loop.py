@@ -13,7 +13,7 @@ from megatron_lm_zh.errors import NonFiniteError
 from megatron_lm_zh.files import write_bytes
 from megatron_lm_zh.observe.meters import Throughput, mfu
 from megatron_lm_zh.observe.profiler import StepProfiler
-from megatron_lm_zh.observe.rows import TrainRow
+from megatron_lm_zh.observe.rows import ExpertsRow, TrainRow
 from megatron_lm_zh.runtime import groups
 from megatron_lm_zh.runtime.signals import StopRequest
 from megatron_lm_zh.train.setup import Run, describe, on_rank_0
@@ -31,13 +31,13 @@ def train(run: Run, stop: StopRequest) -> bool:
     for line in describe(run):
         run.reporter.note(line)
     first, last = run.step + 1, config.total_steps
-    throughput = Throughput(config.tokens_per_step)
+    throughput = Throughput(run.tokens)
     recorder = run.device.memory_recorder()
     with StepProfiler(config.profile.steps, directory.logs, run.ranks.rank, memory_snapshot=recorder) as profiler:
         for number in range(first, last + 1):
             with profiler.step(number):
                 result = take_step(run, number)
-            throughput.step()
+            throughput.step(run.tokens)
             if number == first:
                 groups.steady(config)
             stopped_by = stop_reason(run, stop)
@@ -61,15 +61,17 @@ def train(run: Run, stop: StopRequest) -> bool:
 
 def take_step(run: Run, number: int) -> StepResult:
     """Step `number`; a loss that is not a number becomes an incident and ends the run."""
+    samples = run.config.batch_sizes.at(run.consumed_samples)
     try:
-        result = run.stepper.step(run.batches, number)
+        result = run.stepper.step(run.batches, number, samples)
     except NonFiniteError as error:
         if run.ranks.rank == 0:
             run.incidents.record("non_finite", step=number, rank=run.ranks.rank, message=error.what)
         run.saver.finish()  # a checkpoint of an earlier, sound step may still be on its way
         raise
     run.step = number
-    run.consumed_samples += run.config.train.global_batch_size
+    run.consumed_samples += samples
+    run.skipped_steps += not result.updated
     return result
 
 
@@ -82,7 +84,7 @@ def stop_reason(run: Run, stop: StopRequest) -> str | None:
 
 def report(run: Run, result: StepResult, throughput: Throughput) -> None:
     """One row of metrics for the interval that ends with this step."""
-    speed = throughput.report()
+    speed, layers = throughput.report(), run.layer_meters.drain()
     peak = run.peak_flops()
     run.reporter.train(
         TrainRow(
@@ -90,14 +92,19 @@ def report(run: Run, result: StepResult, throughput: Throughput) -> None:
             lm_loss=result.lm_loss,
             grad_norm=result.grad_norm,
             lr=result.lr,
-            tokens=run.step * run.config.tokens_per_step,
+            loss_scale=result.loss_scale,
+            skipped_steps=run.skipped_steps if result.loss_scale is not None else None,
+            tokens=run.tokens,
             tokens_per_s=speed.tokens_per_s,
             step_time_s=speed.step_time_s,
             attempt=run.attempt,
             memory_gb=run.device.memory_gb(),
             mfu=peak and mfu(run.flops_per_token(), speed.tokens_per_s, run.ranks.world, peak),
+            extra=layers.figures,
         )
     )
+    if layers.load:
+        run.reporter.experts(ExpertsRow(step=run.step, load=layers.load))
 
 
 def validate(run: Run) -> None:
@@ -112,5 +119,13 @@ def validate(run: Run) -> None:
 def save(run: Run) -> None:
     """Starts to write a checkpoint of this step; the metrics until here are safe on the disk first."""
     run.reporter.flush()
-    state = training_state(run.stepper.model, run.stepper.optimizer, is_loading=False, with_rng=True)
-    run.saver.save(state, step=run.step, consumed_samples=run.consumed_samples, config_yaml=to_yaml(run.config))
+    state = training_state(
+        run.stepper.model, run.stepper.optimizer, is_loading=False, with_rng=True, sharding=run.saver.sharding
+    )
+    run.saver.save(
+        state,
+        step=run.step,
+        consumed_samples=run.consumed_samples,
+        skipped_steps=run.skipped_steps,
+        config_yaml=to_yaml(run.config),
+    )

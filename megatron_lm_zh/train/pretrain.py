@@ -9,6 +9,7 @@ from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.data.inputs import open_inputs
 from megatron_lm_zh.observe.logs import rank_log
 from megatron_lm_zh.run_directory import RunDirectory
+from megatron_lm_zh.runtime.capabilities import check_device
 from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.runtime.groups import process_groups
 from megatron_lm_zh.runtime.ranks import Ranks
@@ -25,6 +26,7 @@ def pretrain(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[
     """
     logs = RunDirectory(Path(config.run.dir)).logs
     with StopRequest() as stop, process_groups(config, ranks, device, trace_dir=logs):
+        on_rank_0(lambda: check_device(config, device))
         # Rank 0 looks first, so that what is wrong with the inputs is said once.
         inputs = on_rank_0(lambda: open_inputs(config)) or open_inputs(config)
         with rank_log(logs, ranks.rank), open_run(inputs, ranks, device, allowed=allowed) as run:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 import yaml
@@ -18,8 +18,10 @@ from megatron.core import parallel_state
 from megatron_lm_zh.checkpoint.load import Found, find_sound_checkpoint, load_training_state
 from megatron_lm_zh.checkpoint.manifest import Layout
 from megatron_lm_zh.checkpoint.save import Saver
+from megatron_lm_zh.checkpoint.state import sharding_of
 from megatron_lm_zh.config.diff import Change, config_diff
-from megatron_lm_zh.config.load import as_dict, to_yaml
+from megatron_lm_zh.config.load import as_dict, load_config, to_yaml
+from megatron_lm_zh.config.picture import picture
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.data.inputs import Inputs
 from megatron_lm_zh.data.loader import Datasets, MicroBatches, TextMeter
@@ -27,13 +29,13 @@ from megatron_lm_zh.data.manifest import read_manifest
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import write_bytes
 from megatron_lm_zh.models.build import build_model, padded_vocab_size
-from megatron_lm_zh.models.flops import flops_per_token, parameters
-from megatron_lm_zh.observe.console import Console, ConsoleLine
+from megatron_lm_zh.models.flops import active_parameters, flops_per_token, parameters
+from megatron_lm_zh.observe.console import Console, ConsoleLine, human
 from megatron_lm_zh.observe.environment import environment
 from megatron_lm_zh.observe.incidents import Incidents
 from megatron_lm_zh.observe.meters import peak_flops
 from megatron_lm_zh.observe.reporter import Reporter
-from megatron_lm_zh.observe.sinks import open_sinks
+from megatron_lm_zh.observe.sinks import open_experts_sink, open_sinks
 from megatron_lm_zh.optim.build import build_optimizer, build_scheduler
 from megatron_lm_zh.run_directory import CONFIG, RunDirectory
 from megatron_lm_zh.runtime.device import Device
@@ -41,6 +43,7 @@ from megatron_lm_zh.runtime.locks import exclusive
 from megatron_lm_zh.runtime.ranks import Ranks
 from megatron_lm_zh.tokenizer.base import Tokenizer
 from megatron_lm_zh.train.evaluate import Evaluator
+from megatron_lm_zh.train.layer_meters import LayerMeters
 from megatron_lm_zh.train.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass
 class Run:
-    """A run that is ready to train; only `step` and `consumed_samples` move."""
+    """A run that is ready to train; only its last three numbers move."""
 
     config: Config
     directory: RunDirectory
@@ -58,6 +61,7 @@ class Run:
     datasets: Datasets
     batches: MicroBatches
     stepper: Stepper
+    layer_meters: LayerMeters
     evaluator: Evaluator
     saver: Saver
     reporter: Reporter
@@ -68,11 +72,18 @@ class Run:
     """Optimizer steps done."""
     consumed_samples: int
     """Sequences trained on."""
+    skipped_steps: int
+    """Steps whose update was skipped, as an overflow in fp16 does."""
 
     @property
     def remaining_steps(self) -> range:
         """Numbers of the steps to do; the first step of a run is 1."""
         return range(self.step + 1, self.config.total_steps + 1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.consumed_samples * self.config.model.seq_length
 
     def flops_per_token(self) -> float:
         """FLOPs of forward and backward for one token."""
@@ -80,7 +91,8 @@ class Run:
 
     def peak_flops(self) -> float | None:
         """Dense peak of one device in the precision used, where it is known."""
-        return peak_flops(self.device.name, "fp8" if self.config.precision.fp8 else self.config.precision.dtype)
+        precision = self.config.precision
+        return peak_flops(self.device.name, "fp4" if precision.fp4 else "fp8" if precision.fp8 else precision.dtype)
 
 
 @contextmanager
@@ -100,16 +112,17 @@ def open_run(inputs: Inputs, ranks: Ranks, device: Device, *, allowed: Sequence[
         model = build_model(config, device)
         optimizer = build_optimizer(config, model)
         scheduler = build_scheduler(config, optimizer)
-        layout = Layout(ranks.world, config.parallel.tensor, config.parallel.pipeline, config.parallel.sequence)
+        layout = Layout.of(config, ranks.world)
         incidents = Incidents(directory.incidents)
 
         found = find_sound_checkpoint(directory)
-        step = consumed_samples = 0
+        step = consumed_samples = skipped_steps = 0
         if found is not None:
             step, consumed_samples = found.manifest.step, found.manifest.consumed_samples
+            skipped_steps = found.manifest.skipped_steps
             on_rank_0(lambda: _report_resume(found, inputs, directory, incidents, allowed))
             load_training_state(found, model, optimizer, layout)
-            scheduler.step(step)
+            scheduler.step(step - skipped_steps)
         attempt = on_rank_0(lambda: _record_run(directory, config, tokenizer))
 
         yield Run(
@@ -120,15 +133,21 @@ def open_run(inputs: Inputs, ranks: Ranks, device: Device, *, allowed: Sequence[
             datasets=datasets,
             batches=stack.enter_context(micro_batches(config, datasets, consumed_samples)),
             stepper=Stepper(config, model, optimizer, scheduler, device),
-            evaluator=Evaluator(config, model, TextMeter(tokenizer), device),
+            layer_meters=LayerMeters(config, model, device),
+            evaluator=Evaluator(config, model, TextMeter(tokenizer), device, datasets.ends),
             saver=Saver(
-                directory, layout, keep_last=config.checkpoint.keep_last, asynchronous=config.checkpoint.async_save
+                directory,
+                layout,
+                keep_last=config.checkpoint.keep_last,
+                asynchronous=config.checkpoint.async_save,
+                sharding=sharding_of(config),
             ),
             reporter=stack.enter_context(_reporter(config, directory, ranks, step)),
             incidents=incidents,
             attempt=attempt or 0,
             step=step,
             consumed_samples=consumed_samples,
+            skipped_steps=skipped_steps,
         )
 
 
@@ -149,18 +168,18 @@ def on_rank_0(act: Callable[[], T]) -> T | None:
 
 def describe(run: Run) -> Iterator[str]:
     """The lines that open a run's output: where it computes, what it trains, on what."""
-    config, layout = run.config, run.config.parallel
+    config = run.config
     yield run.device.kernels()
+    total, active, model = parameters(config), active_parameters(config), config.model
+    idle = f" ({human(active)} active)" if active < total else ""
     yield (
-        f"{parameters(config) / 1e6:,.2f}M parameters ({config.model.family}, {config.model.num_layers} layers, hidden "
-        f"{config.model.hidden_size}, vocabulary {config.model.vocab_size} padded to {padded_vocab_size(config)}), "
-        f"{config.precision.dtype}"
+        f"{human(total)} parameters{idle} ({model.family}, {model.num_layers} layers, hidden {model.hidden_size}, "
+        f"vocabulary {model.vocab_size} padded to {padded_vocab_size(config)}), {config.precision.dtype}"
     )
-    yield (
-        f"{run.ranks.world} ranks: tensor {layout.tensor} x pipeline {layout.pipeline} x data "
-        f"{config.data_parallel_size(run.ranks.world)}{', sequence parallel' if layout.sequence else ''}; "
-        f"{config.train.global_batch_size} x {config.model.seq_length} tokens a step, {config.total_steps:,} steps"
-    )
+    yield from picture(config, _nodes(run.ranks))
+    growing = f"{config.batch_sizes.at(0)} to " if config.train.rampup_batch_size else ""
+    batch = f"{growing}{config.train.global_batch_size} x {config.model.seq_length} tokens a step"
+    yield f"{batch}, {config.total_steps:,} steps"
 
 
 def micro_batches(config: Config, datasets: Datasets, consumed_samples: int) -> MicroBatches:
@@ -169,12 +188,20 @@ def micro_batches(config: Config, datasets: Datasets, consumed_samples: int) -> 
     return MicroBatches(
         datasets.train,
         micro_batch_size=config.train.micro_batch_size,
-        global_batch_size=config.train.global_batch_size,
+        batch_sizes=config.batch_sizes,
         data_parallel_rank=parallel_state.get_data_parallel_rank(),
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         consumed_samples=consumed_samples,
         vocab_size=config.model.vocab_size,
+        ends=datasets.ends,
     )
+
+
+def _nodes(ranks: Ranks) -> list[int]:
+    """The node of every rank."""
+    nodes = [0] * ranks.world
+    dist.all_gather_object(nodes, ranks.node_rank)
+    return nodes
 
 
 def _reporter(config: Config, directory: RunDirectory, ranks: Ranks, step: int) -> Reporter:
@@ -183,8 +210,9 @@ def _reporter(config: Config, directory: RunDirectory, ranks: Ranks, step: int) 
     sinks = open_sinks(
         directory.path, config.log, resume_step=step, run_name=config.run.name, config_dict=as_dict(config)
     )
-    line = ConsoleLine(config.total_steps, config.tokens_per_step)
-    return Reporter(sinks, Console(line, sys.stdout, total_steps=config.total_steps, first_step=step))
+    experts = open_experts_sink(directory.path, resume_step=step) if config.model.num_moe_experts is not None else None
+    line = ConsoleLine(config.total_steps, config.total_tokens)
+    return Reporter(sinks, Console(line, sys.stdout, total_steps=config.total_steps, first_step=step), experts)
 
 
 def _report_resume(
@@ -196,7 +224,7 @@ def _report_resume(
         print(f"warning: {line}; falling back to {found.directory.name}", file=sys.stderr)
         incidents.record("damaged_checkpoint", step=step, rank=0, message=line)
     print(f"resuming from {found.directory} (step {step})")
-    changes = config_diff(yaml.safe_load((found.directory / CONFIG).read_text()), inputs.config)
+    changes = config_diff(_config_of(found), inputs.config)
     changes += _content_changes(directory, inputs)
     for change in changes:
         print(f"changed since then: {change}")
@@ -213,6 +241,16 @@ def _report_resume(
             ),
         )
     found.set_rejected_aside()
+
+
+def _config_of(found: Found) -> Config | Mapping[str, Any]:
+    """The config that saved a checkpoint; a key that there was not yet has its default, which is what was done then."""
+    path = found.directory / CONFIG
+    try:
+        return load_config(path)
+    except UserError:  # by rules that are newer than the checkpoint: what it holds is compared as it stands
+        config: Mapping[str, Any] = yaml.safe_load(path.read_text())
+        return config
 
 
 def _content_changes(directory: RunDirectory, inputs: Inputs) -> list[Change]:

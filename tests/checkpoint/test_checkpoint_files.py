@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from support.pool import RankPool
 from support.tiny import tiny_config
@@ -181,6 +182,39 @@ def test_an_incomplete_checkpoint_is_ignored_and_written_again(
     assert sorted(path.name for path in newest.iterdir()) == sorted(
         path.name for path in (finished / "checkpoints/iter_0000006").iterdir()
     )
+    assert curve(copied) == curve(finished)
+
+
+def to_format_1(checkpoint: Path) -> None:
+    """Makes of a checkpoint what it was before there were other axes than tensor and pipeline."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["format_version"] = 1
+    manifest["layout"] = {axis: manifest["layout"][axis] for axis in ("world", "tensor", "pipeline", "sequence")}
+    del manifest["distrib_optim_sharding_type"]
+    common = torch.load(checkpoint / "common.pt", weights_only=False)
+    step = common["optimizer"]["step"]
+    torch.save(
+        common | {"optimizer": {"state": {}, "param_groups": [{"lr": 1.0, "step": step}]}}, checkpoint / "common.pt"
+    )
+    config = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    for section, key in (("model", "activation"), ("parallel", "context"), ("optim", "decoupled_lr")):
+        del config[section][key]
+    (checkpoint / "config.yaml").write_text(yaml.safe_dump(config))
+    for name in ("common.pt", "config.yaml"):
+        content = (checkpoint / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_of_format_1_goes_on_bit_for_bit(
+    copied: Path, finished: Path, ranks: RankPool, tiny_run: Path
+) -> None:
+    shutil.rmtree(copied / "checkpoints/iter_0000006")
+    to_format_1(copied / "checkpoints/iter_0000004")
+    outcome = resume(ranks, tiny_run)
+    assert outcome.complete and "(step 4)" in outcome.out, outcome
+    changed = [line for line in outcome.out.splitlines() if line.startswith("changed since then: ")]
+    assert all(line.startswith("changed since then: run.dir:") for line in changed), "a new key has its default"
     assert curve(copied) == curve(finished)
 
 

@@ -146,9 +146,25 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
     ),
     (
         "fused_rotation_exists",
+        (
+            "model.family=gpt",
+            "model.rope_scaling={kind: yarn, factor: 4.0, original_max_position_embeddings: 8}",
+            "kernels.apply_rope_fusion=true",
+        ),
+        None,
+        "megatron-core scales the channels of rope_scaling: {kind: yarn} unfused",
+    ),
+    (
+        "fused_rotation_exists",
         (*LATENT, "kernels.apply_rope_fusion=true"),
         None,
         "latent attention has a fused rotation with rope_scaling: {kind: yarn} alone",
+    ),
+    (
+        "spread_experts_have_a_fixed_loss_scale",
+        ("precision.dtype=fp16", "model.family=gpt", "model.num_moe_experts=8", "parallel.expert=2"),
+        None,
+        "dynamic, with experts spread over parallel.expert=2 ranks; set precision.dtype: bf16",
     ),
 ]
 

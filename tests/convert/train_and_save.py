@@ -54,9 +54,9 @@ def main(run_dir: Path, ids_file: Path) -> None:
 
         source = batches()
         for number in range(1, config.train.steps + 1):
-            stepper.step(source, number)
+            stepper.step(source, number, config.train.global_batch_size)
 
-        layout = Layout(ranks.world, config.parallel.tensor, config.parallel.pipeline, config.parallel.sequence)
+        layout = Layout.of(config, ranks.world)
         saver = Saver(RunDirectory(run_dir), layout, keep_last=1, asynchronous=False)
         state = training_state(model, optimizer, is_loading=False, with_rng=True)
         saver.save(state, step=config.train.steps, consumed_samples=0, config_yaml=to_yaml(config))

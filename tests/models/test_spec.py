@@ -96,6 +96,7 @@ def _model(device: Any, options: dict[str, Any], layout: dict[str, Any]) -> tupl
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+    from megatron_lm_zh.config.sections.rope_scaling import YarnScaling
     from megatron_lm_zh.models.rope import set_yarn, use_as_fused_rope
     from megatron_lm_zh.models.spec import block_spec, mtp_spec
 
@@ -122,7 +123,7 @@ def _model(device: Any, options: dict[str, Any], layout: dict[str, Any]) -> tupl
     kind = MLATransformerConfig if "multi_latent_attention" in options else TransformerConfig
     config = kind(**(arguments | options | layout))
     if yarn:
-        set_yarn(config, factor=4.0, original_length=8)
+        set_yarn(config, YarnScaling(factor=4.0, original_max_position_embeddings=8))
     gpt = GPTModel(
         config=config,
         transformer_layer_spec=block_spec(config, device, alibi=alibi),

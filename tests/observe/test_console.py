@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_train_line_names_every_figure():
-    line = ConsoleLine(2000, 1000).train(train_row(100, mfu=0.412))
+    line = ConsoleLine(2000, 2_000_000).train(train_row(100, mfu=0.412))
     assert line == (
         "step   100/2,000    5.0%  eta     15:50  tokens   100k/2.00M  lm loss  5.1235  grad norm   0.812  lr 3.00e-04"
         "   9.01k tok/s   12.3 GB  mfu 41.2%"
@@ -36,18 +36,30 @@ def test_a_train_line_names_every_figure():
 
 
 def test_mfu_is_shown_only_where_it_is_known():
-    assert "mfu" not in ConsoleLine(2000, 1000).train(train_row(100))
+    assert "mfu" not in ConsoleLine(2000, 2_000_000).train(train_row(100))
+
+
+def test_experts_and_loss_scale_are_shown_where_there_are_any():
+    from dataclasses import replace
+
+    plain = train_row(100)
+    line = ConsoleLine(2000, 2_000_000)
+    assert line.train(replace(plain, extra={"moe_load_max": 1.8341})).endswith("GB  expert load max  1.83")
+    scaled = line.train(replace(plain, loss_scale=65536.0, skipped_steps=4))
+    assert scaled.endswith("GB  scale    65536  skipped 4")
+    skipped = line.train(replace(plain, grad_norm=None, loss_scale=65536.0, skipped_steps=5))
+    assert "overflow: skipped" in skipped and len(skipped) == len(scaled)
 
 
 def test_lines_stand_under_each_other():
-    line = ConsoleLine(20000, 1000)
+    line = ConsoleLine(20000, 20_000_000)
     lines = [line.train(train_row(step)) for step in (1, 10, 999, 1000, 12345, 20000)]
     assert len({len(text) for text in lines}) == 1
     assert len({text.index("lm loss") for text in lines}) == 1
 
 
 def test_validation_lines_align_with_chinese_source_names():
-    line = ConsoleLine(2000, 1000)
+    line = ConsoleLine(2000, 2_000_000)
     line.valid(valid_row("中文维基"))
     lines = [line.valid(valid_row("中文维基")), line.valid(valid_row("en", ppl=3e7))]
     assert len({cell_len(text) for text in lines}) == 1
@@ -57,7 +69,7 @@ def test_validation_lines_align_with_chinese_source_names():
 
 
 def test_eta_forgets_the_first_interval_of_an_attempt():
-    line = ConsoleLine(1000, 1)
+    line = ConsoleLine(1000, 1000)
     line.train(train_row(10, step_time_s=30.0))
     assert line.eta_s(10) == pytest.approx(990 * 30.0)
     line.train(train_row(20, step_time_s=1.0))
@@ -71,7 +83,7 @@ def test_eta_forgets_the_first_interval_of_an_attempt():
 
 def test_a_stream_that_is_no_terminal_gets_plain_lines():
     stream = io.StringIO()
-    console = Console(ConsoleLine(100, 1000), stream, total_steps=100)
+    console = Console(ConsoleLine(100, 100_000), stream, total_steps=100)
     console.train(train_row(1))
     console.valid(valid_row("[zh]"))
     console.note("saved [bold]checkpoint[/bold]")
@@ -85,14 +97,14 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines():
 def test_a_terminal_gets_the_same_lines_and_a_bar(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    console = Console(ConsoleLine(100, 1000), stream, total_steps=100, first_step=20)
+    console = Console(ConsoleLine(100, 100_000), stream, total_steps=100, first_step=20)
     row = train_row(50)
     console.train(row)
     console.note("[zh] done")
     console.close()
     console.close()
     shown = stream.getvalue()
-    assert ConsoleLine(100, 1000).train(row) in shown
+    assert ConsoleLine(100, 100_000).train(row) in shown
     assert "[zh] done" in shown
     assert "50%" in shown
     assert "eta 0:25" in shown

@@ -19,13 +19,13 @@ class Clock:
 
 def test_throughput_is_of_the_interval_since_the_last_report():
     clock = Clock()
-    meter = Throughput(tokens_per_step=1000, clock=clock)
-    for seconds in (3.0, 1.0):
+    meter = Throughput(tokens=5000, clock=clock)
+    for seconds, tokens in ((3.0, 5500), (1.0, 7000)):  # the batch grows
         clock.now += seconds
-        meter.step()
+        meter.step(tokens)
     assert meter.report().tokens_per_s == pytest.approx(500.0)
     clock.now += 0.25
-    meter.step()
+    meter.step(8000)
     speed = meter.report()
     assert speed.tokens_per_s == pytest.approx(4000.0)
     assert speed.step_time_s == pytest.approx(0.25)
@@ -33,23 +33,23 @@ def test_throughput_is_of_the_interval_since_the_last_report():
 
 def test_evaluation_and_saving_do_not_slow_the_figures():
     clock = Clock()
-    meter = Throughput(tokens_per_step=10, clock=clock)
+    meter = Throughput(clock=clock)
     clock.now += 2.0
-    meter.step()
+    meter.step(10)
     with pytest.raises(RuntimeError), meter.paused():
         clock.now += 60.0
         raise RuntimeError
     assert meter.report().step_time_s == pytest.approx(2.0)
     clock.now += 1.0
-    meter.step()
+    meter.step(10)
     assert meter.report().step_time_s == pytest.approx(1.0)
 
 
 def test_a_report_without_a_step_is_our_mistake_and_a_standing_clock_is_not():
-    meter = Throughput(tokens_per_step=10, clock=Clock())
+    meter = Throughput(clock=Clock())
     with pytest.raises(AssertionError):
         meter.report()
-    meter.step()
+    meter.step(10)
     assert meter.report().tokens_per_s > 0
 
 
@@ -88,7 +88,9 @@ def test_mfu():
 def test_peaks_by_device_name(name: str, bf16: float | None, fp8: float | None):
     assert peak_flops(name, "bf16") == bf16
     assert peak_flops(name, "fp8") == fp8
+    assert peak_flops(name, "fp16") == bf16
     assert peak_flops(name, "fp32") is None
+    assert peak_flops(name, "fp4") == (9000e12 if "B200" in name else None)
 
 
 def test_no_entry_of_the_table_is_hidden_by_an_earlier_one():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lm_zh.observe.rows import TrainRow, ValidRow
+from megatron_lm_zh.observe.rows import ExpertsRow, TrainRow, ValidRow
 
 
 def train_row(**changes: object) -> TrainRow:
@@ -37,6 +37,17 @@ def test_train_row_has_the_documented_names_in_order():
 
 def test_mfu_is_left_out_where_it_is_not_known():
     assert "mfu" not in train_row().to_json()
+
+
+def test_a_step_that_was_skipped_has_no_gradient_norm():
+    row = train_row(grad_norm=None, loss_scale=1024.0, skipped_steps=3).to_json()
+    assert (row["grad_norm"], row["loss_scale"], row["skipped_steps"]) == (None, 1024.0, 3)
+    assert not {"loss_scale", "skipped_steps"} & train_row().to_json().keys()
+
+
+def test_the_experts_load_by_layer():
+    row = ExpertsRow(step=20, load={3: [1.23456, 0.76544], 4: [1.0, 1.0]}).to_json()
+    assert row == {"kind": "experts", "step": 20, "load": {"3": [1.2346, 0.7654], "4": [1.0, 1.0]}}
 
 
 def test_extra_may_not_hide_a_named_figure():

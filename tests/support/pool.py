@@ -8,33 +8,38 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
 
 class RankPool:
-    """Runs a function on the ranks 0..n-1 of a fresh world of n processes, n up to `size`."""
+    """Runs a function on the ranks 0..n-1 of a fresh world of n processes, n up to `size`; starts what it needs."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._workers: list[tuple[Any, Connection]] = []
 
-    def run(self, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def run(
+        self, world: int, function: Callable[..., Any], *arguments: Any, timeout_s: float | None = None
+    ) -> list[Any]:
         """Calls ``function(ranks, device, *arguments)`` on every rank and returns what they return, in rank order.
 
         `function` must be importable by name; it gets a `Ranks` and the prepared `Device`, and sets process groups up
         itself. A rank's exception is raised here as a RuntimeError with the rank's traceback.
+
+        Args:
+            timeout_s: seconds after which a world that has not answered is killed, with a TimeoutError.
         """
         assert world <= self._size
-        self._start()
+        self._start(world)
         port = _free_port()
         for rank in range(world):
             self._workers[rank][1].send((function, rank, world, port, arguments))
         try:
-            answers = [self._workers[rank][1].recv() for rank in range(world)]
+            answers = self._answers(world, timeout_s)
         except BaseException:  # a time-out: answers that come later must not be taken for the next call's
-            self.close()
+            self.close(grace_s=0.0)
             raise
         failures = [answer for answer in answers if isinstance(answer, _Failure)]
         if failures:
@@ -42,11 +47,11 @@ class RankPool:
             raise RuntimeError("\n".join(failure.text for failure in failures))
         return answers
 
-    def close(self) -> None:
-        """Ends the processes."""
+    def close(self, grace_s: float = 5.0) -> None:
+        """Ends the processes, by force those that have not ended by themselves after `grace_s` seconds."""
         for _, connection in self._workers:
             connection.close()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + grace_s
         for process, _ in self._workers:
             process.join(timeout=max(0.0, deadline - time.monotonic()))
             if process.is_alive():
@@ -62,12 +67,24 @@ class RankPool:
     ) -> None:
         self.close()
 
-    def _start(self) -> None:
-        if self._workers:
-            return
+    def _answers(self, world: int, timeout_s: float | None) -> list[Any]:
+        waiting = {self._workers[rank][1]: rank for rank in range(world)}
+        answers: list[Any] = [None] * world
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while waiting:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = wait(list(waiting), timeout=left)
+            if not ready:
+                raise TimeoutError(f"ranks {sorted(waiting.values())} of {world} did not answer in {timeout_s} s")
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                answers[waiting.pop(connection)] = connection.recv()
+        return answers
+
+    def _start(self, world: int) -> None:
         context = multiprocessing.get_context("spawn")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        for _ in range(self._size):
+        while len(self._workers) < world:
             mine, theirs = context.Pipe()
             # Not a daemon: those may not start the processes that write a checkpoint. Our end of the pipe ends them.
             process = context.Process(target=_serve, args=(theirs,))

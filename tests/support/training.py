@@ -83,12 +83,12 @@ def _meddled(meddling: Meddling, rank: int) -> Iterator[None]:
         if rank == meddling.on_rank and (meddling.stop_after or meddling.poison_at):
             original = step.Stepper.step
 
-            def one_step(self: Any, batches: Any, number: int) -> Any:
+            def one_step(self: Any, batches: Any, number: int, samples: int) -> Any:
                 if number == meddling.stop_after:
                     os.kill(os.getpid(), signal.Signals[meddling.signal_name])
                 if number == meddling.poison_at:
                     batches = _poisoned(batches)
-                return original(self, batches, number)
+                return original(self, batches, number, samples)
 
             stack.enter_context(mock.patch.object(step.Stepper, "step", one_step))
         if meddling.free_bytes is not None:

@@ -25,14 +25,14 @@ def evaluated(ranks: Any, device: Any, config: str, overrides: list[str]) -> lis
     with process_groups(loaded, ranks, device):
         inputs = open_inputs(loaded)
         model = build_model(inputs.config, device)
-        evaluator = Evaluator(inputs.config, model, TextMeter(inputs.tokenizer), device)
+        evaluator = Evaluator(inputs.config, model, TextMeter(inputs.tokenizer), device, inputs.datasets.ends)
         found = [row.to_json() for row in evaluator.rows(inputs.datasets.valid, step=0)]
         assert all(chunk.training for chunk in model)
         return found
 
 
 def by_hand(ranks: Any, device: Any, config: str, overrides: list[str]) -> list[dict[str, Any]]:
-    """Runs in the pool: the same rows from one sample at a time and the decoded text."""
+    """Runs in the pool: the same rows from one document or sample at a time and the text of its targets."""
     import torch
 
     from megatron_lm_zh.config.load import load_config
@@ -50,13 +50,22 @@ def by_hand(ranks: Any, device: Any, config: str, overrides: list[str]) -> list[
             nats, tokens, text_bytes, characters = 0.0, 0, 0, 0
             for index in range(min(wanted, len(source))):
                 ids = torch.from_numpy(source[index])
-                logits = model(ids[None, :-1], torch.arange(len(ids) - 1)[None], None)[0]
-                logits = logits[:, : inputs.config.model.vocab_size]  # padded rows of the embedding stand for no token
-                nats += float(torch.nn.functional.cross_entropy(logits.double(), ids[1:], reduction="sum"))
-                tokens += len(ids) - 1
-                pieces = [inputs.tokenizer.token_sizes()[int(id_)] for id_ in ids[1:]]
-                text_bytes += int(sum(piece[0] for piece in pieces))
-                characters += int(sum(piece[1] for piece in pieces))
+                ends = (ids[:-1] == inputs.tokenizer.eod).nonzero().flatten() + 1
+                cuts = [0, *ends.tolist(), len(ids) - 1] if loaded.data.reset_attention_mask else [0, len(ids) - 1]
+                for first, end in zip(cuts, cuts[1:], strict=False):
+                    if first == end:
+                        continue
+                    logits = model(ids[None, first:end], torch.arange(end - first)[None], None)[0].double()
+                    logits = logits[:, : inputs.config.model.vocab_size]  # padded rows stand for no token
+                    targets = ids[first + 1 : end + 1].clone()
+                    if loaded.data.eod_mask_loss:
+                        targets[ids[first:end] == inputs.tokenizer.eod] = -100  # cross_entropy leaves these out
+                    nats += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+                    counted = targets[targets >= 0].tolist()
+                    tokens += len(counted)
+                    pieces = [inputs.tokenizer.token_sizes()[id_] for id_ in counted]
+                    text_bytes += int(sum(piece[0] for piece in pieces))
+                    characters += int(sum(piece[1] for piece in pieces))
             rows.append(
                 {
                     "source": name,
@@ -107,6 +116,18 @@ def test_rows_are_those_computed_by_hand(
     for row, wanted in zip(answers[0], expected, strict=True):
         assert wanted["tokens"] % (24 * 32), "the last batch must not be full"
         assert row["tokens"] == wanted["tokens"]
+        for key in ("lm_loss", "ppl", "bits_per_byte", "bits_per_char"):
+            assert row[key] == pytest.approx(wanted[key], rel=2e-6), key
+
+
+def test_documents_mean_what_they_mean_in_training(ranks: RankPool, tiny_run: Path) -> None:
+    overrides = [*SETTINGS, "data.reset_attention_mask=true", "data.eod_mask_loss=true", "train.micro_batch_size=4"]
+    overrides += ["data.train.0.loss_weight=3"]  # training's alone
+    (found,) = ranks.run(1, evaluated, str(tiny_run), overrides)
+    (expected,) = ranks.run(1, by_hand, str(tiny_run), overrides)
+    for row, wanted in zip(found, expected, strict=True):
+        assert row["tokens"] == wanted["tokens"]
+        assert wanted["tokens"] % 32, "some label must not count"
         for key in ("lm_loss", "ppl", "bits_per_byte", "bits_per_char"):
             assert row[key] == pytest.approx(wanted[key], rel=2e-6), key
 

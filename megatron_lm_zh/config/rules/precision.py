@@ -57,6 +57,18 @@ def loss_scale_starts_above_its_minimum(config: Config, world: int | None) -> Us
     )
 
 
+@rule("precision.dtype", "precision.loss_scale", "parallel.expert", "model.num_moe_experts")
+def spread_experts_have_a_fixed_loss_scale(config: Config, world: int | None) -> UserError | None:
+    """Experts spread over ranks have an optimizer and a dynamic loss scale of their own; after an overflow in one of
+    the two their scales differ, but the loss is multiplied with one."""
+    precision, ranks = config.precision, config.parallel.expert
+    spread = config.model.num_moe_experts is not None and ranks > 1
+    if precision.dtype != "fp16" or precision.loss_scale is not None or not spread:
+        return None
+    what = f"precision.loss_scale: dynamic, with experts spread over parallel.expert={ranks} ranks"
+    return UserError(what, mend="set precision.dtype: bf16, or precision.loss_scale: 1024")
+
+
 @rule("precision.fp8", "precision.dtype")
 def fp8_needs_bf16(config: Config, world: int | None) -> UserError | None:
     """FP8 matrix multiplications take their inputs from bf16 activations."""
@@ -265,13 +277,16 @@ def fused_activation_exists(config: Config, world: int | None) -> UserError | No
     "model.rope_scaling",
 )
 def fused_rotation_exists(config: Config, world: int | None) -> UserError | None:
-    """The fused rotation is that of rotary embeddings, and with latent attention that of YaRN alone."""
+    """The fused rotation is of rotary embeddings that are not YaRN's, and with latent attention of YaRN's alone."""
     model = config.model
+    yarn = isinstance(model.rope_scaling, YarnScaling)
     if not config.kernels.apply_rope_fusion:
         return None
     if model.position_embedding_type != "rope":
         what = f"kernels.apply_rope_fusion: position_embedding_type: {model.position_embedding_type} rotates nothing"
-    elif model.multi_latent_attention and not isinstance(model.rope_scaling, YarnScaling):
+    elif yarn and not model.multi_latent_attention:
+        what = "kernels.apply_rope_fusion: megatron-core scales the channels of rope_scaling: {kind: yarn} unfused"
+    elif model.multi_latent_attention and not yarn:
         what = "kernels.apply_rope_fusion: latent attention has a fused rotation with rope_scaling: {kind: yarn} alone"
     else:
         return None
@@ -296,6 +311,7 @@ RULES = (
     loss_scale_is_fp16s,
     loss_scale_is_fixed_or_dynamic,
     loss_scale_starts_above_its_minimum,
+    spread_experts_have_a_fixed_loss_scale,
     fp8_needs_bf16,
     fp4_needs_bf16,
     fp8_or_fp4,
