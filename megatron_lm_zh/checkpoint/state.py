@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from megatron.core import parallel_state
@@ -10,8 +10,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.utils import unwrap_model
 
+from megatron_lm_zh.checkpoint import fsdp
 from megatron_lm_zh.checkpoint.optimizer_state import optimizer_state, restore_optimizer
 from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.models.fsdp import FullySharded
 from megatron_lm_zh.models.initialise import FULLY_RESHARDABLE, checkpoint_metadata
 from megatron_lm_zh.runtime import generators
 
@@ -20,9 +22,8 @@ State = dict[str, Any]
 
 def sharding_of(config: Config) -> str:
     """How this run saves its optimizer's state; only the distributed optimizer has a choice."""
-    return (
-        config.checkpoint.distrib_optim_sharding_type if config.optim.use_distributed_optimizer else FULLY_RESHARDABLE
-    )
+    choice = config.optim.use_distributed_optimizer and not config.ddp.use_megatron_fsdp
+    return config.checkpoint.distrib_optim_sharding_type if choice else FULLY_RESHARDABLE
 
 
 def model_state(model: list[torch.nn.Module]) -> State:
@@ -30,6 +31,8 @@ def model_state(model: list[torch.nn.Module]) -> State:
 
     `_extra_state` (FP8 scaling histories) is left out: the local spec has none, and a checkpoint must load under both.
     """
+    if _fully_sharded(model):
+        return fsdp.model_state(model)
     return {
         f"chunk{number}": _without_extra_state(chunk.sharded_state_dict(metadata=checkpoint_metadata()))
         for number, chunk in enumerate(unwrap_model(model))
@@ -52,10 +55,11 @@ def training_state(
         sharding: how the distributed optimizer's state is cut (`checkpoint.distrib_optim_sharding_type`).
     """
     weights = model_state(model)
-    state: State = {
-        "model": weights,
-        "optimizer": optimizer_state(optimizer, weights, sharding=sharding, is_loading=is_loading),
-    }
+    if _fully_sharded(model):
+        of_optimizer = fsdp.optimizer_state(model, optimizer)
+    else:
+        of_optimizer = optimizer_state(optimizer, weights, sharding=sharding, is_loading=is_loading)
+    state: State = {"model": weights, "optimizer": of_optimizer}
     if with_rng:
         state["rng"] = _rng_object()
     return state
@@ -63,18 +67,28 @@ def training_state(
 
 def restore(model: list[torch.nn.Module], optimizer: MegatronOptimizer, state: State) -> None:
     """Puts a loaded state into model, optimizer and random generators of this rank."""
-    restore_model(model, state["model"])
-    restore_optimizer(optimizer, state["optimizer"])
+    if _fully_sharded(model):
+        fsdp.restore(model, optimizer, state)
+    else:
+        restore_model(model, state["model"])
+        restore_optimizer(optimizer, state["optimizer"])
     if "rng" in state:
         generators.set_state(state["rng"])
 
 
 def restore_model(model: list[torch.nn.Module], weights: State) -> None:
     """Puts loaded weights into the model of this rank."""
+    if _fully_sharded(model):
+        fsdp.restore_model(model, weights)
+        return
     for number, chunk in enumerate(unwrap_model(model)):
         result = chunk.load_state_dict(weights[f"chunk{number}"], strict=False)
         missing = [key for key in result.missing_keys if not key.endswith("_extra_state")]
         assert not missing and not result.unexpected_keys, (missing, result.unexpected_keys)
+
+
+def _fully_sharded(model: list[Any]) -> TypeGuard[list[FullySharded]]:
+    return isinstance(model[0], FullySharded)
 
 
 def _without_extra_state(state: State) -> State:

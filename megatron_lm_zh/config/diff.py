@@ -43,6 +43,7 @@ _HARMLESS = (
     "train.micro_batch_size",
     "ddp.overlap_grad_reduce",
     "ddp.overlap_param_gather",
+    "ddp.use_megatron_fsdp",
     "ddp.data_parallel_sharding_strategy",
     "checkpoint.",
     "evaluate.",
@@ -56,7 +57,6 @@ _SHAPE = frozenset(
         "optim.optimizer",
         "optim.no_weight_decay",
         "optim.use_distributed_optimizer",
-        "ddp.use_megatron_fsdp",
         "precision.dtype",
     }
 ) | frozenset(

@@ -42,7 +42,6 @@ def scaled_down(
         precision=_precision(config.precision, device, fp32=fp32),
         kernels=config.kernels if device.fused else Kernels(),
         optim=_optim(config, device, fp32=fp32),
-        ddp=config.ddp if device.fused else replace(config.ddp, use_megatron_fsdp=False),
         schedule=_schedule(config.schedule, steps / config.total_steps),
         profile=Profile(),
     )
@@ -68,14 +67,15 @@ def _optim(config: Config, device: Device, *, fp32: bool) -> Optim:
         changes |= {"exp_avg_dtype": "fp32", "exp_avg_sq_dtype": "fp32"}
     if not device.fused:
         changes |= {"optimizer_cpu_offload": False, "optimizer_offload_fraction": 1.0}
-        if config.ddp.use_megatron_fsdp:
-            changes |= {"use_distributed_optimizer": True}  # the part of the sharding that this device has
     return replace(config.optim, **changes)
 
 
 def _lacks_replicas(small: Config) -> bool:
-    shared = small.optim.use_distributed_optimizer or small.ddp.overlap_grad_reduce or small.ddp.use_megatron_fsdp
-    return shared and small.smallest_world == small.parallel.tensor * small.parallel.pipeline
+    shared = small.optim.use_distributed_optimizer or small.ddp.overlap_grad_reduce
+    copy = small.parallel.tensor * small.parallel.pipeline
+    if small.ddp.use_megatron_fsdp and small.model.num_moe_experts is not None:
+        copy = max(copy, small.expert_replica_size)  # the experts, too, must be there twice
+    return shared and small.smallest_world == copy
 
 
 def _train(asked: Train, small: Config, steps: int, world: int) -> Train:

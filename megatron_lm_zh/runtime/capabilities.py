@@ -145,8 +145,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     _row(
         "ddp.use_megatron_fsdp",
         module("einops"),
-        "Megatron-FSDP arranges its shards on CUDA streams, and its device mesh by einops",
-        instead="use optim.use_distributed_optimizer: true alone",
+        "Megatron-FSDP arranges its mesh of ranks with it",
+        instead="pip install einops, or use optim.use_distributed_optimizer: true alone",
     ),
     _row("parallel.tp_comm_overlap", TE, "Transformer Engine's linear layers do the overlap"),
     _row(

@@ -45,8 +45,7 @@ def _train(ranks: Any, device: Any, config: Any, directory: Path, *, resumed: bo
         if resumed:
             loaded = dist_checkpointing.load(whole(), str(directory))
             if config.ddp.use_megatron_fsdp:
-                fsdp.restore_model(model, loaded["model"])
-                fsdp.restore_optimizer(model, optimizer, loaded["optimizer"])
+                fsdp.restore(model, optimizer, loaded)
             else:
                 state.restore(model, optimizer, loaded)
             stepper.scheduler.step(STEPS)

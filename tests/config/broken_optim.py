@@ -4,6 +4,8 @@ from __future__ import annotations
 
 SEVEN_STEPS = ("train.steps=null", "train.tokens=3500", "schedule.warmup_steps=7")
 
+FSDP = ("ddp.use_megatron_fsdp=true", "optim.use_distributed_optimizer=true")
+
 # Rule, overrides of the small config, world, words of the message.
 BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
     ("min_lr_is_below_lr", ("schedule.min_lr=1e-3",), None, "0.001 is more than optim.lr=0.0003"),
@@ -119,6 +121,15 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
         None,
         "ddp.use_megatron_fsdp: true needs optim.use_distributed_optimizer: true",
     ),
+    ("fsdp_has_one_stage", (*FSDP, "parallel.pipeline=2"), None, "needs parallel.pipeline: 1"),
+    ("fsdp_has_no_loss_scale", (*FSDP, "precision.dtype=fp16"), None, "needs precision.dtype: bf16"),
+    ("fsdp_has_replicas", FSDP, 1, "1 ranks hold one copy of the model, of 1; expected 2 ranks or more"),
+    (
+        "fsdp_has_replicas",
+        (*FSDP, "model.family=gpt", "model.num_moe_experts=8", "parallel.expert=2"),
+        2,
+        "2 ranks hold one copy of the model, of 2; expected 4 ranks or more",
+    ),
     (
         "sharding_strategy_is_fsdps",
         ("ddp.data_parallel_sharding_strategy=optim_grads",),
@@ -128,6 +139,7 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
 ]
 
 LEGAL: list[tuple[tuple[str, ...], int | None]] = [
+    (FSDP, 2),
     (("schedule={kind: wsd, warmup_steps: 10, decay_steps: 90}",), None),
     (("schedule={kind: inverse_square_root, warmup_steps: 10, warmup_init_lr: 1e-5, min_lr: 1e-5}",), None),
     (("train.steps=1", "schedule.warmup_steps=0"), None),

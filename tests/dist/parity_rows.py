@@ -17,6 +17,7 @@ CP2 = ("parallel.context=2",)
 EP2 = ("parallel.expert=2",)
 ETP1 = ("parallel.expert_tensor=1",)
 SHARDED = ("optim.use_distributed_optimizer=true",)
+FSDP = (*SHARDED, "ddp.use_megatron_fsdp=true")
 OVERLAPPED = (*SHARDED, "ddp.overlap_grad_reduce=true", "ddp.overlap_param_gather=true")
 PACKED = ("data.reset_attention_mask=true", "data.reset_position_ids=true")
 BF16 = ("precision.dtype=bf16",)
@@ -95,6 +96,9 @@ AXES = (
     Row("dp4", "dense", 4, ()),
     Row("dp2-distributed-optimizer", "dense", 2, SHARDED),
     Row("dp2-overlapped", "dense", 2, OVERLAPPED, quick=True),
+    Row("dp2-fsdp-zero-1", "dense", 2, (*FSDP, "ddp.data_parallel_sharding_strategy=optim")),
+    Row("dp2-fsdp-zero-2", "dense", 2, (*FSDP, "ddp.data_parallel_sharding_strategy=optim_grads")),
+    Row("dp2-fsdp-zero-3", "dense", 2, FSDP, quick=True),
 )
 PAIRS = (
     Row("tp2-pp2", "dense", 4, (*TP2, *PP2)),

@@ -222,6 +222,43 @@ def fsdp_shards_the_optimizer(config: Config, world: int | None) -> UserError | 
     return needs("ddp.use_megatron_fsdp: true", given)
 
 
+@rule("ddp.use_megatron_fsdp", "parallel.pipeline")
+def fsdp_has_one_stage(config: Config, world: int | None) -> UserError | None:
+    """Megatron-FSDP's mesh of ranks is data x expert x tensor; it has no place for pipeline stages."""
+    if not config.ddp.use_megatron_fsdp:
+        return None
+    return needs("ddp.use_megatron_fsdp: true", {"parallel.pipeline: 1": config.parallel.pipeline == 1})
+
+
+@rule("ddp.use_megatron_fsdp", "precision.dtype")
+def fsdp_has_no_loss_scale(config: Config, world: int | None) -> UserError | None:
+    """A rank that holds no row of a parameter has no gradient of it, which the loss scale's check reads even so."""
+    if not config.ddp.use_megatron_fsdp or config.precision.dtype != "fp16":
+        return None
+    return needs("ddp.use_megatron_fsdp: true", {"precision.dtype: bf16": False})
+
+
+@rule(
+    "ddp.use_megatron_fsdp",
+    "parallel.tensor",
+    "parallel.pipeline",
+    "parallel.expert",
+    "parallel.expert_tensor",
+    "model.num_moe_experts",
+)
+def fsdp_has_replicas(config: Config, world: int | None) -> UserError | None:
+    """Where one rank holds all of a weight, Megatron-FSDP adds each micro-batch's gradient to a sum that has it already
+    (seen: grad norm 37.6 instead of 4.1)."""
+    parallel = config.parallel
+    copy = parallel.tensor * parallel.pipeline
+    if config.model.num_moe_experts is not None:
+        copy = max(copy, config.expert_replica_size)
+    if world is None or not config.ddp.use_megatron_fsdp or world >= 2 * copy:
+        return None
+    what = f"ddp.use_megatron_fsdp: {world} ranks hold one copy of the model, of {copy}"
+    return UserError(what, expected=f"{2 * copy} ranks or more", mend="or take ddp.use_megatron_fsdp out")
+
+
 @rule("ddp.data_parallel_sharding_strategy", "ddp.use_megatron_fsdp")
 def sharding_strategy_is_fsdps(config: Config, world: int | None) -> UserError | None:
     """The distributed optimizer shards one thing only, so a strategy would be ignored."""
@@ -252,5 +289,8 @@ RULES = (
     offloaded_share_is_offloaded,
     param_gather_has_shards,
     fsdp_shards_the_optimizer,
+    fsdp_has_one_stage,
+    fsdp_has_no_loss_scale,
+    fsdp_has_replicas,
     sharding_strategy_is_fsdps,
 )

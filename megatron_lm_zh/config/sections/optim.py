@@ -74,7 +74,7 @@ class Ddp:
     overlap_param_gather: bool = False
     """Gather updated parameters while the next forward pass goes on (needs the distributed optimizer)."""
     use_megatron_fsdp: bool = False
-    """Shard parameters and gradients over the data-parallel ranks, too (Megatron-FSDP, GPUs)."""
+    """Shard parameters and gradients over the data-parallel ranks, too (Megatron-FSDP)."""
     data_parallel_sharding_strategy: Literal["optim", "optim_grads", "optim_grads_params"] = "optim_grads_params"
     """Megatron-FSDP: what is sharded (ZeRO-1, ZeRO-2, ZeRO-3)."""
     megatron: dict[str, Any] = Field(default_factory=dict)
