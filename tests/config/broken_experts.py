@@ -105,6 +105,12 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
         "needs model.moe_expert_capacity_factor",
     ),
     (
+        "padded_capacity_fits_the_tokens",
+        (*MOE, "model.moe_pad_expert_input_to_capacity=true", "model.moe_expert_capacity_factor=5.0"),
+        None,
+        "5 x moe_router_topk=2 is more than num_moe_experts=8; expected at most 4",
+    ),
+    (
         "deepep_does_not_pad",
         (
             *MOE,

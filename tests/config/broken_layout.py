@@ -220,6 +220,12 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
     ),
     (
         "layout_is_in_order",
+        (*MTP, *INTERLEAVED, f"{LAYOUT}=Et|tt|tm|L"),
+        None,
+        "m stands on the first pipeline rank",
+    ),
+    (
+        "layout_is_in_order",
         (*MTP, "model.mtp_num_layers=2", "parallel.pipeline=2", f"{LAYOUT}=Ettttm|mL"),
         None,
         "the m stand in several stages",

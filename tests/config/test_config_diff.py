@@ -76,7 +76,6 @@ def test_every_key_is_sorted_on_purpose() -> None:
         "train.global_batch_size",
         "train.rampup_batch_size",
         "train.z_loss_coeff",
-        "ddp.use_megatron_fsdp",
         "ddp.megatron",
     }
     assert {key for key in keys - altering if key.startswith("model.")} == {

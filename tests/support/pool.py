@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -11,6 +12,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
+
+# Both together load all that a rank needs, which is a second of work that need not be done by every one.
+WHAT_RANKS_IMPORT = ("megatron_lm_zh.parity.record", "megatron_lm_zh.train.pretrain")
 
 
 class RankPool:
@@ -98,6 +102,9 @@ def _serve(connection: Connection) -> None:
     # A process that has spoken to a GPU cannot be forked: there each rank is a new one that prepares itself.
     gpu = torch.cuda.is_available()
     device = None if gpu else engine.prepare()
+    if not gpu:
+        for name in WHAT_RANKS_IMPORT:
+            importlib.import_module(name)
     context = multiprocessing.get_context("spawn" if gpu else "fork")
     while True:
         try:

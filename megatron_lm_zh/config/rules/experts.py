@@ -206,6 +206,24 @@ def padding_has_a_capacity(config: Config, world: int | None) -> UserError | Non
 
 
 @rule(
+    CAPACITY,
+    "model.moe_pad_expert_input_to_capacity",
+    "model.moe_router_topk",
+    "model.num_moe_experts",
+)
+def padded_capacity_fits_the_tokens(config: Config, world: int | None) -> UserError | None:
+    """An expert is padded with tokens of the micro-batch, so its capacity cannot be more than there are."""
+    model = config.model
+    factor, experts = model.moe_expert_capacity_factor, model.num_moe_experts
+    if not model.moe_pad_expert_input_to_capacity or factor is None or experts is None:
+        return None
+    if factor * model.moe_router_topk <= experts:
+        return None
+    what = f"{CAPACITY}: {factor:g} x moe_router_topk={model.moe_router_topk} is more than num_moe_experts={experts}"
+    return UserError(what, expected=f"at most {experts / model.moe_router_topk:g}")
+
+
+@rule(
     "model.moe_pad_expert_input_to_capacity",
     "model.moe_token_dispatcher_type",
     "model.moe_flex_dispatcher_backend",
@@ -249,6 +267,7 @@ RULES = (
     grouped_biases_are_not_fused,
     flex_dispatcher_has_ranks,
     padding_has_a_capacity,
+    padded_capacity_fits_the_tokens,
     deepep_does_not_pad,
     drop_policy_has_a_capacity,
 )

@@ -128,7 +128,8 @@ def layout_has_all_layers(config: Config, world: int | None) -> UserError | None
 @rule(LAYOUT, "parallel.pipeline")
 def layout_is_in_order(config: Config, world: int | None) -> UserError | None:
     """A token passes the embedding first, then layers, then multi-token prediction, then the loss; megatron-core builds
-    the prediction layers together, in the last chunk of their rank."""
+    the prediction layers together, in the last chunk of their rank, and wrongly on the first rank (seen: loss off by
+    1e-3 after 4 steps)."""
     layout, ranks = config.parallel.pipeline_model_parallel_layout, config.parallel.pipeline
     if layout is None:
         return None
@@ -141,6 +142,7 @@ def layout_is_in_order(config: Config, world: int | None) -> UserError | None:
         "a t follows an m": "m" in letters and "t" in letters[letters.index("m") :],
         "the m stand in several stages": len(holders) > 1,
         "m stands in a chunk that is not its rank's last": any(number < len(stages) - ranks for number in holders),
+        "m stands on the first pipeline rank": ranks > 1 and any(number % ranks == 0 for number in holders),
     }
     wrong = [fault for fault, holds in faults.items() if holds]
     return UserError(f"{LAYOUT}: {words(wrong)}", expected="E ... t ... m ... L") if wrong else None
