@@ -31,7 +31,7 @@ LAYOUTS = {
     "num_layers_in_last_pipeline_stage": ["parallel.pipeline=2", "parallel.num_layers_in_last_pipeline_stage=1"],
     "context": ["parallel.context=2"],
     "expert": [*EXPERTS, "parallel.expert=2"],
-    "expert_tensor": [*EXPERTS, *TP2, "parallel.expert_tensor=1"],
+    "expert_tensor": [*EXPERTS, *TP2, "parallel.expert=2", "parallel.expert_tensor=1"],
     "order": ["parallel.order=tp-cp-ep-pp-dp"],
 }
 
