@@ -23,7 +23,7 @@ from typing import Any
 VOCABULARY = 128_256
 DENSE = {"vocab_size": VOCABULARY, "num_attention_heads": 32, "num_query_groups": 8, "rotary_base": 500_000}
 MODELS: dict[str, dict[str, Any]] = {
-    # Llama 3.2 1B and 3B (Meta 2024), and a mixture of experts of about 3B parameters, 0.6B active
+    # Llama 3.2 1B and 3B (Meta 2024), and a mixture of experts of 2.0B parameters, 0.3B active
     "1b": DENSE | {"num_layers": 16, "hidden_size": 2048, "ffn_hidden_size": 8192, "tie_embeddings": True},
     "3b": DENSE
     | {
