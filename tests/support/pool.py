@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import pickle
 import socket
 import time
 import traceback
@@ -52,7 +53,7 @@ class RankPool:
         failures = [rank for rank in answer if isinstance(rank, _Failure)]
         if failures:
             raise RuntimeError("\n".join(failure.text for failure in failures))
-        return list(answer)
+        return [pickle.loads(rank) for rank in answer]
 
     def close(self) -> None:
         """Ends the processes."""
@@ -123,7 +124,7 @@ def _run_world(
     arguments: tuple[Any, ...],
     timeout_s: float | None,
 ) -> list[Any] | TimeoutError:
-    """Every rank's answer; a TimeoutError where some did not answer in time."""
+    """Every rank's answer, pickled; a TimeoutError where some did not answer in time."""
     ranks: dict[Connection, tuple[int, Any]] = {}
     for rank in range(world):
         mine, theirs = context.Pipe()
@@ -173,7 +174,8 @@ def _run_rank(
     die_with(os.getppid())
     place = Ranks(rank, world, rank, world, 0, "127.0.0.1", port, "mlzh")
     try:
-        answer = function(place, device or engine.prepare(), *arguments)
+        # By value: as an object of a pipe, a tensor would be a file that ends with this process.
+        answer: Any = pickle.dumps(function(place, device or engine.prepare(), *arguments))
     except BaseException:
         answer = _Failure(f"rank {rank} of {world}:\n{traceback.format_exc()}")
     connection.send(answer)
