@@ -30,6 +30,9 @@ Each command runs as it stands in the repository's root. For your own run leave 
 scales the model and its layout down to what a laptop bears, says how, and compares that. It ends with exit code 4 where
 the layout differs.
 
+The figures are megatron-core 0.16.1's. On 0.19 `deepseek-cp2` differs: there each context-parallel rank weighs its
+multi-token predictions by its own number of tokens, which is off by one part in a rank's tokens of a sequence.
+
 What tests/mutations breaks on purpose (an all-reduce dropped, two chunks swapped, a gradient forgotten, ...) this
 comparison catches, every one.
 """

@@ -82,6 +82,11 @@ PREDICTION_APART = (
     "train.global_batch_size=12",
 )
 
+UNLIKE_ON_0_19 = {
+    "deepseek-cp2": "megatron-core 0.19 weighs multi-token predictions by each context-parallel rank's own tokens",
+}
+"""Rows that differ there, and why."""
+
 AXES = (
     Row("tp2", "dense", 2, TP2, quick=True),
     Row("tp4", "dense", 4, ("parallel.tensor=4", "model.num_query_groups=4")),
