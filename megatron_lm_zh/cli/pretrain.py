@@ -20,6 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace or add values of the config")
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks to start on this machine (default: the fewest)")
     parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="HF_DIR",
+        help="Hugging Face model whose weights the run begins with; ignored when it resumes",
+    )
+    parser.add_argument(
         "--allow-change",
         action="append",
         default=[],
@@ -49,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         open_inputs(config)  # what is wrong with them is said here, before there are ranks and log files
         command = [sys.executable, "-m", "megatron_lm_zh", "pretrain", args.config, *args.overrides]
         command += [word for key in args.allow_change for word in ("--allow-change", key)]
+        command += ["--init-from", str(args.init_from)] if args.init_from else []
         return launch_local(command, world, log_dir=RunDirectory(Path(config.run.dir)).logs, environ=os.environ)
 
     from megatron_lm_zh.runtime import engine
@@ -56,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
     device = engine.prepare(ranks.local_rank, deterministic=config.run.deterministic)
     from megatron_lm_zh.train.pretrain import pretrain  # imports megatron: only after it has been prepared
 
-    pretrain(config, ranks, device, allowed=args.allow_change)
+    pretrain(config, ranks, device, allowed=args.allow_change, init_from=args.init_from)
     return 0

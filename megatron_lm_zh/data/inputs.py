@@ -8,6 +8,7 @@ from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.data.datasets import Datasets, build_datasets
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.tokenizer.base import Tokenizer
+from megatron_lm_zh.tokenizer.extension import RECORD_FILE, base_vocab_size
 from megatron_lm_zh.tokenizer.load import load_tokenizer
 
 
@@ -30,7 +31,7 @@ def open_inputs(config: Config, *, train_steps: int | None = None) -> Inputs:
         UserError: a file is missing or damaged, was made with another tokenizer, or does not fit the embedding.
     """
     tokenizer = load_tokenizer(config.data.tokenizer.type, config.data.tokenizer.path)
-    config = _with_vocabulary(config, tokenizer)
+    config = _with_base_vocabulary(_with_vocabulary(config, tokenizer))
     samples = config.batch_sizes.consumed_by(train_steps or config.total_steps)
     return Inputs(config, tokenizer, build_datasets(config, tokenizer, train_samples=samples))
 
@@ -46,3 +47,17 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
             mend="leave it out to take the tokenizer's size",
         )
     return replace(config, model=replace(config.model, vocab_size=asked or tokenizer.vocab_size))
+
+
+def _with_base_vocabulary(config: Config) -> Config:
+    """The config with `optim.base_vocab_size` set from the tokenizer's record where the body is frozen at first."""
+    if not config.optim.freeze_body_steps or config.optim.base_vocab_size is not None:
+        return config
+    size = base_vocab_size(config.data.tokenizer.path)
+    if size is None:
+        raise UserError(
+            f"{config.data.tokenizer.path} has no {RECORD_FILE}, so it is not known which rows are new",
+            where="optim.freeze_body_steps",
+            mend="set optim.base_vocab_size to the number of ids before the extension",
+        )
+    return replace(config, optim=replace(config.optim, base_vocab_size=size))

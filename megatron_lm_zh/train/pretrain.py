@@ -18,16 +18,20 @@ from megatron_lm_zh.train.loop import train
 from megatron_lm_zh.train.setup import on_rank_0, open_run
 
 
-def pretrain(config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[str] = ()) -> bool:
+def pretrain(
+    config: Config, ranks: Ranks, device: Device, *, allowed: Sequence[str] = (), init_from: Path | None = None
+) -> bool:
     """Trains, or resumes, the run of `config` as one of `ranks`; says whether the run is complete.
 
     Args:
         allowed: keys whose change since the last checkpoint is accepted although it alters the result.
+        init_from: Hugging Face directory of the first weights; a run that resumes has its own.
     """
     logs = RunDirectory(Path(config.run.dir)).logs
     with StopRequest() as stop, process_groups(config, ranks, device, trace_dir=logs):
         on_rank_0(lambda: check_device(config, device))
         # Rank 0 looks first, so that what is wrong with the inputs is said once.
         inputs = on_rank_0(lambda: open_inputs(config)) or open_inputs(config)
-        with rank_log(logs, ranks.rank), open_run(inputs, ranks, device, allowed=allowed) as run:
+        started = open_run(inputs, ranks, device, allowed=allowed, init_from=init_from)
+        with rank_log(logs, ranks.rank), started as run:
             return train(run, stop)

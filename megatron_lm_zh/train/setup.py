@@ -47,6 +47,7 @@ from megatron_lm_zh.runtime.replica import Replica, join_replica
 from megatron_lm_zh.tokenizer.base import Tokenizer
 from megatron_lm_zh.train.evaluate import Evaluator
 from megatron_lm_zh.train.layer_meters import LayerMeters
+from megatron_lm_zh.train.start import take_hf_weights
 from megatron_lm_zh.train.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -99,14 +100,18 @@ class Run:
 
 
 @contextmanager
-def open_run(inputs: Inputs, ranks: Ranks, device: Device, *, allowed: Sequence[str] = ()) -> Iterator[Run]:
+def open_run(
+    inputs: Inputs, ranks: Ranks, device: Device, *, allowed: Sequence[str] = (), init_from: Path | None = None
+) -> Iterator[Run]:
     """Opens a run directory and all that trains in it, resuming from its newest sound checkpoint.
 
     Args:
         allowed: keys whose change since the checkpoint is accepted although it alters the result.
+        init_from: Hugging Face directory of the weights that a run without a checkpoint begins with.
 
     Raises:
-        UserError: the directory is in use, its checkpoints are damaged, or the config changed what it must not.
+        UserError: the directory is in use, its checkpoints are damaged, the config changed what it must not, or the
+            first weights are another model's.
     """
     config, tokenizer, datasets = inputs.config, inputs.tokenizer, inputs.datasets
     directory = RunDirectory(Path(config.run.dir))
@@ -126,6 +131,9 @@ def open_run(inputs: Inputs, ranks: Ranks, device: Device, *, allowed: Sequence[
             on_rank_0(lambda: _report_resume(found, inputs, directory, incidents, allowed))
             load_training_state(found, model, optimizer, layout)
             scheduler.step(step - skipped_steps)
+        elif init_from is not None:
+            on_rank_0(lambda: print(f"first weights from {init_from}"))
+            take_hf_weights(init_from, config, model, optimizer)
         attempt = on_rank_0(lambda: _record_run(directory, config, tokenizer))
         replica = join_replica(config)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_lm_zh.compat import cut_by_sequence
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.models.documents import packed_documents
+from megatron_lm_zh.optim.freeze import hold_body
 from megatron_lm_zh.runtime.device import Device
 from megatron_lm_zh.train.guards import check_finite, check_overflow
 
@@ -85,6 +86,7 @@ class Stepper:
         check_finite("loss", total, step=number, mine=float(sums[0]))
         lr = self.optimizer.param_groups[0]["lr"]
         scale = float(self.optimizer.get_loss_scale()) if self.config.precision.dtype == "fp16" else None
+        self._freeze(number)
         updated, grad_norm, _ = self.optimizer.step()
         if not updated:
             assert scale is not None, "only a loss scale lets an update be skipped"
@@ -94,6 +96,13 @@ class Stepper:
         check_finite("gradient norm", float(grad_norm), step=number)
         self.scheduler.step(1)
         return StepResult(total / tokens, float(grad_norm), lr, scale)
+
+    def _freeze(self, number: int) -> None:
+        """In the steps that train new rows alone, holds everything else."""
+        optim = self.config.optim
+        if number <= optim.freeze_body_steps:
+            assert optim.base_vocab_size is not None
+            hold_body(self.model, self.optimizer, optim.base_vocab_size)
 
     def _count(self, samples: int) -> int:
         """This rank's micro-batches in a global batch."""

@@ -136,6 +136,20 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
         None,
         "ddp.data_parallel_sharding_strategy: optim_grads needs ddp.use_megatron_fsdp: true",
     ),
+    ("base_vocabulary_is_asked_for", ("optim.base_vocab_size=100",), None, "needs optim.freeze_body_steps"),
+    (
+        "base_vocabulary_leaves_new_rows",
+        ("optim.freeze_body_steps=5", "optim.base_vocab_size=1000", "model.vocab_size=1000"),
+        None,
+        "optim.base_vocab_size: 1000 of model.vocab_size=1000",
+    ),
+    ("body_thaws_in_the_run", ("optim.freeze_body_steps=101",), None, "101 in a run of 100 steps"),
+    (
+        "frozen_gradients_are_whole",
+        ("optim.freeze_body_steps=5", *FSDP),
+        2,
+        "optim.freeze_body_steps needs ddp.use_megatron_fsdp: false",
+    ),
 ]
 
 LEGAL: list[tuple[tuple[str, ...], int | None]] = [
@@ -153,6 +167,7 @@ LEGAL: list[tuple[tuple[str, ...], int | None]] = [
         None,
     ),
     (("optim.optimizer=sgd", "optim.sgd_momentum=0.0"), None),
+    (("optim.freeze_body_steps=5", "optim.base_vocab_size=100", "optim.decoupled_lr=3e-3"), None),
     (("optim.optimizer=muon", "precision.dtype=bf16"), None),
     (
         (

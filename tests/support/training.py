@@ -7,7 +7,7 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,14 @@ class Meddling:
 
 def pretrain(pool: RankPool, config: Path, *overrides: str, world: int = 1, **options: Any) -> Outcome:
     """Trains in the pool; returns rank 0's outcome after a check that all ranks ended alike."""
-    allowed = tuple(options.pop("allowed", ()))
-    outcomes = pool.run(world, pretrain_rank, str(config), list(overrides), allowed, Meddling(**options))
+    wanted = {name: options.pop(name) for name in ("allowed", "init_from") if name in options}
+    outcomes = pool.run(world, pretrain_rank, str(config), list(overrides), wanted, Meddling(**options))
     assert len({(outcome.exit_code, outcome.complete) for outcome in outcomes}) == 1, outcomes
     return outcomes[0]
 
 
 def pretrain_rank(
-    ranks: Any, device: Any, config: str, overrides: list[str], allowed: Sequence[str], meddling: Meddling
+    ranks: Any, device: Any, config: str, overrides: list[str], options: dict[str, Any], meddling: Meddling
 ) -> Outcome:
     """Runs on every rank of the pool."""
     from megatron_lm_zh.config.load import load_config
@@ -66,7 +66,7 @@ def pretrain_rank(
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _meddled(meddling, ranks.rank):
         try:
             loaded = load_config(config, overrides, world=ranks.world)
-            complete = pretrain(loaded, ranks, device, allowed=allowed)
+            complete = pretrain(loaded, ranks, device, **options)
         except UserError as error:
             code, message = error.exit_code, str(error)
     return Outcome(code, complete, message, out.getvalue(), err.getvalue())

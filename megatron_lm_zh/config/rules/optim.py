@@ -269,6 +269,55 @@ def sharding_strategy_is_fsdps(config: Config, world: int | None) -> UserError |
     return needs(f"ddp.data_parallel_sharding_strategy: {strategy}", given)
 
 
+@rule("optim.base_vocab_size", "optim.freeze_body_steps")
+def base_vocabulary_is_asked_for(config: Config, world: int | None) -> UserError | None:
+    """Where nothing is frozen, the first new id would be ignored."""
+    if config.optim.base_vocab_size is None:
+        return None
+    return needs("optim.base_vocab_size", {"optim.freeze_body_steps": config.optim.freeze_body_steps > 0})
+
+
+@rule("optim.base_vocab_size", "model.vocab_size")
+def base_vocabulary_leaves_new_rows(config: Config, world: int | None) -> UserError | None:
+    """With no id above it there is no row to train."""
+    base, size = config.optim.base_vocab_size, config.model.vocab_size
+    if base is None or size is None or base < size:
+        return None
+    return UserError(f"optim.base_vocab_size: {base} of model.vocab_size={size}", expected="less than the vocabulary")
+
+
+@rule("optim.freeze_body_steps", *_RUN_LENGTH)
+def body_thaws_in_the_run(config: Config, world: int | None) -> UserError | None:
+    """More frozen steps than steps are a mistake in one of the two."""
+    frozen = config.optim.freeze_body_steps
+    if one_run_length.check(config, world) or frozen <= config.total_steps:
+        return None
+    what = f"optim.freeze_body_steps: {frozen} in a run of {config.total_steps} steps"
+    return UserError(what, expected=f"at most {config.total_steps}")
+
+
+@rule(
+    "optim.freeze_body_steps",
+    "optim.optimizer",
+    "optim.optimizer_cpu_offload",
+    "ddp.use_megatron_fsdp",
+    "model.moe_router_enable_expert_bias",
+)
+def frozen_gradients_are_whole(config: Config, world: int | None) -> UserError | None:
+    """A body is held still by gradients of zero in DDP's buffers. Megatron-FSDP has rows of them, an offloaded optimizer
+    copies of its own, Muon normalises what is zero, and a router's expert bias moves without a gradient."""
+    optim = config.optim
+    if not optim.freeze_body_steps:
+        return None
+    wanted = {
+        "optim.optimizer: adam or sgd": optim.optimizer != "muon",
+        "optim.optimizer_cpu_offload: false": not optim.optimizer_cpu_offload,
+        "ddp.use_megatron_fsdp: false": not config.ddp.use_megatron_fsdp,
+        "model.moe_router_enable_expert_bias: false": not config.model.moe_router_enable_expert_bias,
+    }
+    return needs("optim.freeze_body_steps", wanted)
+
+
 RULES = (
     min_lr_is_below_lr,
     warmup_rises,
@@ -293,4 +342,8 @@ RULES = (
     fsdp_has_no_loss_scale,
     fsdp_has_replicas,
     sharding_strategy_is_fsdps,
+    base_vocabulary_is_asked_for,
+    base_vocabulary_leaves_new_rows,
+    body_thaws_in_the_run,
+    frozen_gradients_are_whole,
 )

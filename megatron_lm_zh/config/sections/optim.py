@@ -23,6 +23,11 @@ class Optim:
     """Peak learning rate of the word embedding and the output layer. Default: lr."""
     decoupled_min_lr: float | None = Field(default=None, ge=0)
     """Learning rate of the word embedding and the output layer at the end. Default: schedule.min_lr."""
+    freeze_body_steps: int = Field(default=0, ge=0)
+    """Steps at the beginning that train new rows of an extended vocabulary alone: those of the word embedding and the
+    output layer from base_vocab_size on. All other weights keep every bit."""
+    base_vocab_size: int | None = Field(default=None, gt=0)
+    """First id whose rows freeze_body_steps trains. Default: what extension.json beside the tokenizer says."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Weight decay of matrices; norms and biases have none. It is decoupled; with SGD it is added to the gradient."""
     no_weight_decay: tuple[str, ...] = ()
