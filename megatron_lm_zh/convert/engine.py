@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from megatron_lm_zh.config.schema import Model
-from megatron_lm_zh.convert.ops import OPS, Op, Sizes
+from megatron_lm_zh.convert.ops import OPS, Op
+from megatron_lm_zh.convert.sizes import Sizes
 from megatron_lm_zh.errors import UserError, nearest
-from megatron_lm_zh.families.base import HuggingFace
+from megatron_lm_zh.families.base import Condition, Given, HuggingFace, WeightRow
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Source(Protocol):
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every tensor there is."""
 
-    def read(self, name: str) -> Tensor:
-        """One tensor; UserError where it cannot be read."""
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """One tensor, or `part` of its first axis; UserError where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,19 @@ class Step:
     """One row of the table with its variables filled in."""
 
     megatron: str
+    part: int | None
+    """Which expert of the megatron tensor [experts, ...] this is; None: the tensor is no expert's."""
     hf: tuple[str, ...]
     op: Op
     shape: tuple[int, ...]
-    """Shape of the megatron tensor."""
+    """Shape of the megatron tensor, or of this part of it."""
+    parts: int | None
+    """How many parts the megatron tensor has."""
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Shape of the megatron tensor."""
+        return self.shape if self.parts is None else (self.parts, *self.shape)
 
 
 @dataclass(frozen=True)
@@ -65,56 +75,114 @@ class Conversion:
 
     steps: tuple[Step, ...]
     sizes: Sizes
+    copies: Mapping[str, str]
+    """HF tensors that repeat another one, and which."""
     hf_ignored: frozenset[str]
 
     @classmethod
     def of(cls, tables: HuggingFace, model: Model, vocab_size: int) -> Conversion:
         """The steps of a family for one model section, in the table's order, layer by layer."""
-        sizes = Sizes.of(model, vocab_size)
-        steps = []
-        for row in tables.weights:
-            if row.when is not None and getattr(model, row.when[0]) != row.when[1]:
-                continue
-            shape = tuple(getattr(sizes, size) for size in row.shape)
-            for layer in range(model.num_layers if "{layer}" in row.megatron else 1):
-                names = tuple(name.format(layer=layer) for name in row.hf)
-                steps.append(Step(row.megatron.format(layer=layer), names, OPS[row.op], shape))
+        sizes = Sizes(model, vocab_size)
+        steps = tuple(step for row in tables.weights for step in _steps_of(row, model, sizes))
+        mtp = range(model.num_layers, model.num_layers + (model.mtp_num_layers or 0))
+        copies = {row.hf.format(layer=layer): row.of for row in tables.copies for layer in mtp}
         ignored = {name.format(layer=layer) for name in tables.hf_ignored for layer in range(model.num_layers)}
-        return cls(tuple(steps), sizes, frozenset(ignored))
+        return cls(steps, sizes, copies, frozenset(ignored))
 
     def plan_to_hf(self, source: Source) -> dict[str, TensorSpec]:
         """Checks every tensor of a megatron source and returns what the HF side will hold, in the steps' order."""
-        _check_names(source.where, (step.megatron for step in self.steps), source.specs)
+        _check_names(source.where, list(dict.fromkeys(step.megatron for step in self.steps)), source.specs)
         planned = []
         for step in self.steps:
             spec = source.specs[step.megatron]
-            _check_shape(source.where, step.megatron, spec.shape, step.shape)
-            for name, tensor in zip(step.hf, step.op.to_hf(spec.empty(), self.sizes), strict=True):
+            _check_shape(source.where, step.megatron, spec.shape, step.whole_shape)
+            empty = TensorSpec(step.shape, spec.dtype).empty()
+            for name, tensor in zip(step.hf, step.op.to_hf(empty, self.sizes), strict=True):
                 planned.append((name, TensorSpec(tuple(tensor.shape), spec.dtype)))
-        return _once(planned)
+        specs = _once(planned)
+        return specs | {name: specs[of] for name, of in self.copies.items()}
 
     def plan_to_megatron(self, source: Source) -> dict[str, TensorSpec]:
         """Checks every tensor of an HF source and returns what the megatron side will hold, in the steps' order."""
-        present = [name for name in source.specs if name not in self.hf_ignored]
+        present = [name for name in source.specs if name not in self.hf_ignored and name not in self.copies]
         _check_names(source.where, (name for step in self.steps for name in step.hf), present)
-        planned = []
+        planned: dict[str, TensorSpec] = {}
         for step in self.steps:
             dtypes = {source.specs[name].dtype for name in step.hf}
             if len(dtypes) > 1:
                 raise UserError(f"{', '.join(step.hf)} become one tensor and have different dtypes", where=source.where)
-            spec = TensorSpec(step.shape, dtypes.pop())
-            for name, tensor in zip(step.hf, step.op.to_hf(spec.empty(), self.sizes), strict=True):
+            spec = TensorSpec(step.whole_shape, dtypes.pop())
+            empty = TensorSpec(step.shape, spec.dtype).empty()
+            for name, tensor in zip(step.hf, step.op.to_hf(empty, self.sizes), strict=True):
                 _check_shape(source.where, name, source.specs[name].shape, tuple(tensor.shape))
-            planned.append((step.megatron, spec))
-        return _once(planned)
+            if planned.setdefault(step.megatron, spec) != spec:
+                raise UserError(f"{step.hf[0]} has another dtype than the other experts", where=source.where)
+        return planned
 
     def to_hf(self, step: Step, source: Source) -> dict[str, Tensor]:
         """The HF tensors of one step, read from a megatron source."""
-        return dict(zip(step.hf, step.op.to_hf(source.read(step.megatron), self.sizes), strict=True))
+        tensor = source.read(step.megatron, step.part)
+        made = dict(zip(step.hf, step.op.to_hf(tensor, self.sizes), strict=True))
+        return made | {name: made[of] for name, of in self.copies.items() if of in made}
 
     def to_megatron(self, step: Step, source: Source) -> Tensor:
-        """The megatron tensor of one step, read from an HF source."""
-        return step.op.to_megatron(tuple(source.read(name) for name in step.hf), self.sizes)
+        """The megatron tensor of one step, or its part of it, read from an HF source."""
+        tensors = tuple(source.read(name) for name in step.hf)
+        for name, of in self.copies.items():
+            if of in step.hf and name in source.specs and not torch.equal(source.read(name), source.read(of)):
+                raise UserError(f"{name} is not {of}, which it should repeat", where=source.where)
+        return step.op.to_megatron(tensors, self.sizes)
+
+
+def _steps_of(row: WeightRow, model: Model, sizes: Sizes) -> Iterator[Step]:
+    """The row for every layer, module and expert that it stands for."""
+    if not all(_holds(condition, model) for condition in row.when):
+        return
+    has_experts = any("{expert}" in name for name in row.hf)
+    experts = model.num_moe_experts if has_experts else None
+    places = list(_places(row, model))
+    shape = tuple(sizes[size] for size in row.shape) if places else ()
+    for variables in places:
+        name = row.megatron.format(**variables)
+        for expert in range(experts) if experts is not None else (None,):
+            hf = tuple(one.format(**variables, expert=expert) for one in row.hf)
+            yield Step(name, expert, hf, OPS[row.op], shape, experts)
+
+
+def _places(row: WeightRow, model: Model) -> Iterator[dict[str, Any]]:
+    """The variables of each place in which a row stands."""
+    modules = range(model.mtp_num_layers or 0)
+    if row.stands == "once":
+        yield {}
+        return
+    if row.stands == "mtp":
+        for module in modules:
+            yield {"mtp": module, "layer": model.num_layers + module}
+        return
+    kinds = layer_kinds(model)
+    layers = [(f"decoder.layers.{layer}.", layer, kind) for layer, kind in enumerate(kinds)]
+    layers += [(f"mtp.layers.{module}.transformer_layer.", model.num_layers + module, kinds[-1]) for module in modules]
+    for block, layer, kind in layers:
+        if row.stands in ("layers", kind):
+            yield {"block": block, "layer": layer}
+
+
+def layer_kinds(model: Model) -> list[str]:
+    """`dense` or `experts` for each decoder layer."""
+    if model.num_moe_experts is None:
+        return ["dense"] * model.num_layers
+    frequency = model.moe_layer_freq
+    if isinstance(frequency, int):
+        frequency = tuple(int(layer % frequency == 0) for layer in range(model.num_layers))
+    return ["experts" if has else "dense" for has in frequency]
+
+
+def _holds(condition: Condition, model: Model) -> bool:
+    key, wanted = condition
+    value = getattr(model, key)
+    if isinstance(wanted, Given):
+        return (value not in (None, False)) == (wanted is Given.SET)
+    return value == wanted
 
 
 def _check_names(where: str, expected: Iterable[str], present: Iterable[str]) -> None:

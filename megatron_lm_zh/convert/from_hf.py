@@ -38,12 +38,13 @@ def from_hf(hf_dir: Path, checkpoint: Path) -> None:
     conversion = Conversion.of(huggingface(family.name), model, model.vocab_size)
     source = HFWeights(hf_dir)
     planned = conversion.plan_to_megatron(source)
-    step_of = {step.megatron: step for step in conversion.steps}
+    step_of = {(step.megatron, step.part): step for step in conversion.steps}
+    split = {step.megatron for step in conversion.steps if step.part is not None}
 
-    def compute(name: str) -> Tensor:
-        return conversion.to_megatron(step_of[name], source)
+    def compute(name: str, part: int | None) -> Tensor:
+        return conversion.to_megatron(step_of[name, part], source)
 
     with new_directory(checkpoint, sum(spec.num_bytes for spec in planned.values())) as partial:
         copy_from_hf(hf_dir, partial / "tokenizer")
         write_model_file(partial / MODEL_FILE, model, {key: hf_config.get(key) for key in SPECIAL_TOKENS})
-        write_weights(partial, planned, compute)
+        write_weights(partial, planned, compute, split)

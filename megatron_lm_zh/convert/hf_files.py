@@ -42,10 +42,10 @@ class HFWeights:
         """Every tensor, by name."""
         return {name: spec for name, (_, spec) in self._headers.items()}
 
-    def read(self, name: str) -> Tensor:
-        """The tensor `name`."""
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """The tensor `name`, or `part` of its first axis."""
         with _open(self._headers[name][0]) as file:
-            return file.get_tensor(name)
+            return file.get_tensor(name) if part is None else file.get_slice(name)[part]
 
     @cached_property
     def _headers(self) -> Mapping[str, tuple[Path, TensorSpec]]:

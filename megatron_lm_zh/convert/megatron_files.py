@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -14,9 +14,25 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_lm_zh.convert.engine import TensorSpec
 from megatron_lm_zh.errors import UserError
@@ -89,23 +105,30 @@ class MegatronWeights:
             if isinstance(entry, TensorStorageMetadata) and not name.startswith(_OPTIMIZER_PREFIXES)
         }
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor `name`, put together from the parts that the ranks wrote."""
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """The tensor `name`, or `part` of its first axis, put together from the pieces that the ranks wrote."""
         self._check_parts(name)
         spec = self.specs[name]
-        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        offsets, sizes = _box(spec.shape, part)
+        tensor = torch.empty(sizes, dtype=spec.dtype)
+        wanted = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        reader = _Reader(self.checkpoint, self.metadata)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "assuming the intent is to load in a single process": it is
-                dcp.load({name: tensor}, storage_reader=_Reader(self.checkpoint, self.metadata), no_dist=True)
-        except CheckpointException as error:
-            raise UserError(f"{name} is unreadable: {_cause(error)}", where=self.where) from error
-        return tensor
+            plan = LoadPlan(create_read_items_for_chunk_list(name, self._entry(name), [wanted]))
+            reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+            reader.read_data(plan, _Into(tensor)).wait()
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{name} is unreadable: {error}", where=self.where) from error
+        return tensor if part is None else tensor[0]
+
+    def _entry(self, name: str) -> TensorStorageMetadata:
+        entry = self.metadata.state_dict_metadata[name]
+        assert isinstance(entry, TensorStorageMetadata)
+        return entry
 
     def _check_parts(self, name: str) -> None:
         """A file that is missing or cut short, or a part that no rank wrote, would leave rows without numbers."""
-        entry = self.metadata.state_dict_metadata[name]
-        assert isinstance(entry, TensorStorageMetadata)
+        entry = self._entry(name)
         covered = sum(chunk.sizes.numel() for chunk in entry.chunks)
         if covered != entry.size.numel():
             raise UserError(f"{name} is not whole: {covered} of {entry.size.numel()} numbers", where=self.where)
@@ -120,22 +143,28 @@ class MegatronWeights:
                 raise UserError(f"{name} is not whole: {file.name} is cut short", where=self.where)
 
 
-def write_weights(directory: Path, specs: Mapping[str, TensorSpec], compute: Callable[[str], Tensor]) -> None:
+def write_weights(
+    directory: Path,
+    specs: Mapping[str, TensorSpec],
+    compute: Callable[[str, int | None], Tensor],
+    split: Set[str] = frozenset(),
+) -> None:
     """Writes a weights-only `torch_dist` checkpoint that megatron-core loads at any layout.
 
     Args:
         directory: an empty directory.
         specs: the tensors to write, by canonical key.
-        compute: gives one of them; called once a tensor, so that one tensor is in memory at a time.
+        compute: gives one of them, or a part of its first axis; called once each, so that one is in memory at a time.
+        split: the keys that are written part by part.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.save(
-                {name: spec.empty() for name, spec in specs.items()},
+                {},
                 # a file a tensor: the writer keeps every tensor of a file in memory until the file is done
                 storage_writer=dcp.FileSystemWriter(directory, single_file_per_rank=False),
-                planner=_LazyPlanner(compute),
+                planner=_LazyPlanner(specs, compute, split),
                 no_dist=True,
             )
     except CheckpointException as error:
@@ -150,14 +179,58 @@ def write_weights(directory: Path, specs: Mapping[str, TensorSpec], compute: Cal
 
 
 class _LazyPlanner(DefaultSavePlanner):
-    """Plans with tensors that have no data and asks for the data when a tensor is written."""
+    """Plans from shapes alone, and asks for the data of a tensor, or of a part of it, when it is written."""
 
-    def __init__(self, compute: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, TensorSpec],
+        compute: Callable[[str, int | None], Tensor],
+        split: Set[str] = frozenset(),
+    ) -> None:
         super().__init__(flatten_state_dict=False)
-        self._compute = compute
+        self._specs, self._compute, self._split = specs, compute, split
 
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return self._compute(index.fqn).contiguous()
+    def create_local_plan(self) -> SavePlan:
+        items = []
+        for name, spec in self._specs.items():
+            for part in range(spec.shape[0]) if name in self._split else (None,):
+                offsets, sizes = _box(spec.shape, part)
+                data = TensorWriteData(
+                    chunk=ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)),
+                    properties=TensorProperties(dtype=spec.dtype),
+                    size=torch.Size(spec.shape),
+                )
+                index = MetadataIndex(name, data.chunk.offsets)
+                items.append(WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data))
+        self.plan = SavePlan(items)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        name = write_item.index.fqn
+        part = write_item.index.offset[0] if name in self._split else None
+        tensor = self._compute(name, part).contiguous()
+        return tensor if part is None else tensor.unsqueeze(0)
+
+
+class _Into(DefaultLoadPlanner):
+    """Reads pieces into one tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self._tensor = tensor
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        return narrow_tensor_by_index(self._tensor, read_item.dest_offsets, read_item.lengths)
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        pass
+
+
+def _box(shape: Sequence[int], part: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and sizes of a whole tensor, or of one part of its first axis."""
+    if part is None:
+        return (0,) * len(shape), tuple(shape)
+    return (part, *[0] * (len(shape) - 1)), (1, *shape[1:])
 
 
 class _Reader(dcp.FileSystemReader):

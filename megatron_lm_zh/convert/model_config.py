@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from megatron_lm_zh.config.load import as_dict
 from megatron_lm_zh.config.schema import Model
+from megatron_lm_zh.convert.config_ops import ABSENT, OPS
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.base import ARCHITECTURE, ConfigRow, Family
 from megatron_lm_zh.families.registry import huggingface
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys that config.json and generation_config.json share; null where the tokenizer has no such token."""
-
-_ABSENT = object()
 
 
 def to_hf_config(family: Family, model: Model, dtype: torch.dtype, special_tokens: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,9 +33,11 @@ def to_hf_config(family: Family, model: Model, dtype: torch.dtype, special_token
         if key not in carried and getattr(model, key) != getattr(plain, key):
             raise UserError(f"model.{key}: the conversion of family {family.name} cannot carry it")
     config: dict[str, Any] = {"architectures": [tables.architecture], "model_type": tables.model_type}
+    plain_values = as_dict(model)
     for row in tables.config:
-        for path in row.hf:
-            _put(config, path, getattr(model, row.ours))
+        for path, value in zip(row.hf, _written(row, plain_values), strict=True):
+            if value is not ABSENT:
+                _put(config, path, value)
     for fixed in tables.fixed:
         if fixed.written:
             _put(config, fixed.hf, fixed.value)
@@ -53,9 +55,12 @@ def from_hf_config(family: Family, config: Mapping[str, Any], where: str) -> Mod
     tables = huggingface(family.name)
     for fixed in tables.fixed:
         value = _get(config, fixed.hf)
-        if value is not _ABSENT and value is not None and value != fixed.value:
+        if value is not ABSENT and value is not None and value != fixed.value:
             raise UserError(f"{fixed.hf} is {value!r}", where=where, expected=repr(fixed.value))
-    values = {row.ours: value for row in tables.config if (value := _value_of(row, config, where)) is not None}
+    values: dict[str, Any] = {}
+    for row in tables.config:
+        if (value := _value_of(row, config, values, where)) is not None:
+            values[row.ours] = value
     values["seq_length"] = values["max_position_embeddings"]
     try:
         model: Model = TypeAdapter(Model).validate_json(json.dumps({"family": family.name, **values}))
@@ -67,13 +72,19 @@ def from_hf_config(family: Family, config: Mapping[str, Any], where: str) -> Mod
     return model
 
 
-def _value_of(row: ConfigRow, config: Mapping[str, Any], where: str) -> Any:
+def _written(row: ConfigRow, model: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row puts at each of its paths."""
+    if row.op == "same":
+        return (model[row.ours],) * len(row.hf)
+    try:
+        return OPS[row.op].write(model[row.ours], model)
+    except ValueError as error:
+        raise UserError(str(error), expected="a model that this family's config.json can describe") from error
+
+
+def _value_of(row: ConfigRow, config: Mapping[str, Any], so_far: Mapping[str, Any], where: str) -> Any:
     """What config.json says of one row; None leaves the key to our own default."""
-    found = {path: value for path in row.hf if (value := _get(config, path)) not in (_ABSENT, None)}
-    values = list(found.values())
-    if any(value != values[0] for value in values):
-        raise UserError(f"{' and '.join(found)} differ", where=where)
-    value = values[0] if values else row.default
+    value = _same(row, config, where) if row.op == "same" else _by_op(row, config, so_far, where)
     if value is None and row.ours in _REQUIRED:
         raise UserError(f"no {row.hf[0]}", where=where)
     if isinstance(value, float) and row.ours in _INTEGERS:
@@ -83,16 +94,32 @@ def _value_of(row: ConfigRow, config: Mapping[str, Any], where: str) -> Any:
     return value
 
 
+def _same(row: ConfigRow, config: Mapping[str, Any], where: str) -> Any:
+    found = {path: value for path in row.hf if (value := _get(config, path)) not in (ABSENT, None)}
+    values = list(found.values())
+    if any(value != values[0] for value in values):
+        raise UserError(f"{' and '.join(found)} differ", where=where)
+    return values[0] if values else row.default
+
+
+def _by_op(row: ConfigRow, config: Mapping[str, Any], so_far: Mapping[str, Any], where: str) -> Any:
+    try:
+        value = OPS[row.op].read(tuple(_get(config, path) for path in row.hf), so_far)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(str(error), where=where, expected=f"what model.{row.ours} can say") from error
+    return row.default if value is ABSENT else value
+
+
 _REQUIRED = frozenset({"num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "vocab_size"})
 _INTEGERS = frozenset({"rotary_base"})  # transformers writes 10000.0
 
 
 def _get(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or _ABSENT."""
+    """The value at a dotted path, or ABSENT."""
     value: Any = config
     for word in path.split("."):
         if not isinstance(value, Mapping) or word not in value:
-            return _ABSENT
+            return ABSENT
         value = value[word]
     return value
 
@@ -102,4 +129,5 @@ def _put(config: dict[str, Any], path: str, value: Any) -> None:
     *sections, last = path.split(".")
     for word in sections:
         config = config.setdefault(word, {})
-    config[last] = value
+    known = config.get(last)
+    config[last] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value

@@ -9,51 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from megatron_lm_zh.config.schema import Model
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of one model that ops and shapes are written in."""
-
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    kv_channels: int
-    vocab_size: int
-    """Rows of the Hugging Face embedding: the true vocabulary."""
-    padded_vocab_size: int
-    """Rows of the megatron embedding."""
-
-    @property
-    def query_size(self) -> int:
-        """Rows of the query projection."""
-        return self.num_attention_heads * self.kv_channels
-
-    @property
-    def qkv_size(self) -> int:
-        """Rows of the fused query, key and value projection."""
-        return (self.num_attention_heads + 2 * self.num_query_groups) * self.kv_channels
-
-    @property
-    def gate_up_size(self) -> int:
-        """Rows of the fused gate and up projection."""
-        return 2 * self.ffn_hidden_size
-
-    @classmethod
-    def of(cls, model: Model, vocab_size: int) -> Sizes:
-        """The sizes of a model section whose tokenizer leaves `vocab_size` ids."""
-        multiple = model.make_vocab_size_divisible_by
-        return cls(
-            hidden_size=model.hidden_size,
-            ffn_hidden_size=model.ffn_hidden_size,
-            num_attention_heads=model.num_attention_heads,
-            num_query_groups=model.num_query_groups,
-            kv_channels=model.kv_channels,
-            vocab_size=vocab_size,
-            padded_vocab_size=-(-vocab_size // multiple) * multiple,
-        )
+from megatron_lm_zh.convert.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -75,7 +31,7 @@ def _same_to_megatron(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
 
 def _split_gate_up(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     """[2f, h] -> gate [f, h], up [f, h]."""
-    gate, up = tensor.split(sizes.ffn_hidden_size)
+    gate, up = tensor.chunk(2)
     return gate, up
 
 
@@ -86,16 +42,17 @@ def _join_gate_up(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
 
 def _split_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     """[(n + 2g) d, ...] in groups of n/g query heads, one key head, one value head -> q [n d, ...], k, v [g d, ...]."""
-    heads = sizes.num_attention_heads // sizes.num_query_groups
-    grouped = tensor.unflatten(0, (sizes.num_query_groups, heads + 2, sizes.kv_channels))
+    groups, channels = sizes.model.num_query_groups, sizes.model.kv_channels
+    heads = sizes.model.num_attention_heads // groups
+    grouped = tensor.unflatten(0, (groups, heads + 2, channels))
     parts = grouped.split((heads, 1, 1), dim=1)
     return tuple(part.flatten(0, 2) for part in parts)
 
 
 def _join_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
     """q [n d, ...], k, v [g d, ...] -> [(n + 2g) d, ...], grouped as above."""
-    grouped = [part.unflatten(0, (sizes.num_query_groups, -1, sizes.kv_channels)) for part in tensors]
-    return torch.cat(grouped, dim=1).flatten(0, 2)
+    groups, channels = sizes.model.num_query_groups, sizes.model.kv_channels
+    return torch.cat([part.unflatten(0, (groups, -1, channels)) for part in tensors], dim=1).flatten(0, 2)
 
 
 def _trim_vocab(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Any, Literal
 
 MLA = ("multi_latent_attention", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
 EXPERTS = ("num_moe_experts", "moe_layer_freq", "moe_ffn_hidden_size", "moe_router_topk")
@@ -37,34 +38,67 @@ ARCHITECTURE = (
 """Keys of the `model` section that say what a network computes, beyond the sizes that every family has."""
 
 
+class Given(Enum):
+    """What a condition may ask of a key beside a value."""
+
+    SET = "any value but null and false"
+    UNSET = "null or false"
+
+
+Condition = tuple[str, Any]
+"""A key of the `model` section and its value, or SET or UNSET."""
+
+
 @dataclass(frozen=True)
 class WeightRow:
-    """One megatron tensor and the Hugging Face tensors that hold the same numbers."""
+    """One megatron tensor and the Hugging Face tensors that hold the same numbers.
+
+    Names hold variables: `{block}` is the megatron prefix of a layer (`decoder.layers.7.`, or that of the layer inside
+    a module of multi-token prediction), `{layer}` its Hugging Face number, `{mtp}` the number of such a module and
+    `{expert}` that of an expert. Where the Hugging Face names ask for `{expert}`, megatron keeps all experts in one
+    tensor [experts, ...], and a row is one of them.
+    """
 
     megatron: str
-    """Canonical (TE-style) key; `{layer}` stands for the global layer number, counted from 0."""
+    """Canonical (TE-style) key."""
     hf: tuple[str, ...]
-    """Hugging Face names, in the order in which the op returns and takes them; `{layer}` as above."""
-    op: str
-    """Name of the bijective op between the two, one of megatron_lm_zh/convert/ops.py."""
+    """Hugging Face names, in the order in which the op returns and takes them."""
     shape: tuple[str, ...]
-    """Shape of the whole megatron tensor in named sizes (fields of megatron_lm_zh/convert/ops.py `Sizes`)."""
-    shard_axis: int | None
+    """Shape of the whole megatron tensor, or of one expert's part, in named sizes (megatron_lm_zh/convert/sizes.py)."""
+    op: str = "identity"
+    """Name of the bijective op between the two, one of megatron_lm_zh/convert/ops.py."""
+    shard_axis: int | None = None
     """Axis that tensor parallelism splits; None where every rank holds the whole tensor."""
-    when: tuple[str, Any] | None = None
-    """`(key of our model section, value)`: the row exists only where the config has that value."""
+    stands: Literal["once", "layers", "dense", "experts", "mtp"] = "once"
+    """How often: once, in every layer, in layers with a dense MLP, in layers with experts, in every MTP module. The
+    layer in an MTP module is like the last decoder layer."""
+    when: tuple[Condition, ...] = ()
+    """The row exists only where all of these hold."""
+
+
+@dataclass(frozen=True)
+class CopyRow:
+    """A Hugging Face tensor that repeats another one: written on export, compared on import where it is there."""
+
+    hf: str
+    """Its name, with `{layer}` for the Hugging Face number of an MTP module."""
+    of: str
+    """The tensor that it repeats."""
 
 
 @dataclass(frozen=True)
 class ConfigRow:
-    """One key of our model section and where Hugging Face's config.json says the same."""
+    """A key of our model section and where Hugging Face's config.json says the same."""
 
     ours: str
     """Key of the config's `model` section."""
     hf: tuple[str, ...]
-    """Dotted paths in config.json. All are written; all that are there are read and must agree."""
+    """Dotted paths in config.json. With the op `same`, all are written, and all that are there are read and must agree;
+    another op says what its paths mean."""
     default: Any = None
     """What transformers assumes where config.json has none of them; None: our own default, or the key is required."""
+    op: str = "same"
+    """Name of the bijective op between the two, one of megatron_lm_zh/convert/config_ops.py."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +127,8 @@ class HuggingFace:
     """Every config key that differs from model to model."""
     fixed: tuple[FixedRow, ...]
     """Every config.json key that has one value in this family."""
+    copies: tuple[CopyRow, ...] = ()
+    """Tensors that repeat others."""
     hf_ignored: tuple[str, ...] = ()
     """Tensors that old Hugging Face files hold beside the weights and that follow from the config."""
 

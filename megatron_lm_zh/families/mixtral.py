@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
-from megatron_lm_zh.families.base import EXPERTS, Family
+from megatron_lm_zh.families import rows
+from megatron_lm_zh.families.base import EXPERTS, ConfigRow, Family, FixedRow, HuggingFace, WeightRow
+
+_EXPERT = rows.LAYER + "block_sparse_moe.experts.{expert}."
 
 MIXTRAL = Family(
     name="mixtral",
     about="Mixtral 8x7B and 8x22B",
     varies=(*EXPERTS, "window_size"),
     needs=("num_moe_experts",),
+    huggingface=HuggingFace(
+        model_type="mixtral",
+        architecture="MixtralForCausalLM",
+        weights=(
+            *rows.EMBEDDINGS,
+            *rows.ATTENTION,
+            rows.EXPERTS_NORM,
+            WeightRow(
+                "{block}mlp.router.weight",
+                (rows.LAYER + "block_sparse_moe.gate.weight",),
+                shape=("num_moe_experts", "hidden_size"),
+                stands="experts",
+            ),
+            WeightRow(
+                "{block}mlp.experts.experts.linear_fc1.weight",
+                (_EXPERT + "w1.weight", _EXPERT + "w3.weight"),
+                shape=("expert_gate_up_size", "hidden_size"),
+                op="gate_up",
+                shard_axis=0,
+                stands="experts",
+            ),
+            WeightRow(
+                "{block}mlp.experts.experts.linear_fc2.weight",
+                (_EXPERT + "w2.weight",),
+                shape=("hidden_size", "moe_ffn_hidden_size"),
+                shard_axis=1,
+                stands="experts",
+            ),
+        ),
+        config=(
+            *rows.SHAPE,
+            ConfigRow("max_position_embeddings", ("max_position_embeddings",), default=131072),
+            ConfigRow("tie_embeddings", ("tie_word_embeddings",), default=False),
+            ConfigRow("rotary_base", ("rope_theta", "rope_parameters.rope_theta"), default=1000000),
+            ConfigRow("num_moe_experts", ("num_local_experts",), default=8),
+            ConfigRow("moe_router_topk", ("num_experts_per_tok",), default=2),
+            ConfigRow("window_size", ("sliding_window",), op="window"),
+        ),
+        fixed=(rows.SILU, FixedRow("rope_parameters.rope_type", "default"), *rows.PLAIN),
+        hf_ignored=(rows.INV_FREQ,),
+    ),
 )

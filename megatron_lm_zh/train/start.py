@@ -39,15 +39,16 @@ def take_hf_weights(directory: Path, config: Config, model: list[Any], optimizer
     conversion = conversion_for(directory, config.model)
     source = HFWeights(directory)
     conversion.plan_to_megatron(source)
-    steps = {step.megatron: step for step in conversion.steps}
-    shards: dict[str, list[ShardedTensor]] = defaultdict(list)
+    steps = {(step.megatron, step.part): step for step in conversion.steps}
+    shards: dict[tuple[str, int | None], list[ShardedTensor]] = defaultdict(list)
     for shard in _shards(model):
-        shards[shard.key].append(shard)
+        expert = shard.global_offset[0] if shard.prepend_axis_num else None
+        shards[shard.key, expert].append(shard)
     with torch.no_grad():
-        for name, mine in shards.items():
-            whole = conversion.to_megatron(steps[name], source)
+        for place, mine in shards.items():
+            whole = conversion.to_megatron(steps[place], source)
             for shard in mine:
-                shard.data.copy_(whole[shard.global_slice()])
+                shard.data.copy_(whole[shard.global_slice()[shard.prepend_axis_num :]])
     if isinstance(model[0], FullySharded):
         for chunk in model:
             chunk.take_weights()

@@ -54,7 +54,7 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], None])
     specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     for path in (*checkpoint.glob("*.distcp"), checkpoint / ".metadata"):
         path.unlink()
-    write_weights(checkpoint, specs, tensors.__getitem__)
+    write_weights(checkpoint, specs, lambda name, part: tensors[name])
 
 
 FC2 = "decoder.layers.1.mlp.linear_fc2.weight"
@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up(checkpoint: Path, hf: Path, tmp_path: Path, monkey
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "family": ({"model_type": "gpt_neox"}, "gpt_neox"),
     "rope scaling": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-    "rope type": ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_parameters.rope_type"),
+    "rope type": ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope scaling of kind 'dynamic'"),
     "two thetas": ({"rope_theta": 5.0}, "rope_theta and rope_parameters.rope_theta differ"),
     "odd theta": ({"rope_parameters": {"rope_theta": 10000.5}}, "rope_theta"),
     "bias": ({"attention_bias": True}, "attention_bias"),

@@ -5,17 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_lm_zh.convert.ops import OPS, Sizes
+from megatron_lm_zh.config.schema import Model
+from megatron_lm_zh.convert.ops import OPS
+from megatron_lm_zh.convert.sizes import Sizes
 
-SIZES = Sizes(
+MODEL = Model(
+    num_layers=1,
     hidden_size=24,
     ffn_hidden_size=40,
     num_attention_heads=6,
     num_query_groups=2,
     kv_channels=4,
-    vocab_size=131,
-    padded_vocab_size=256,
+    seq_length=1,
+    make_vocab_size_divisible_by=128,
 )
+SIZES = Sizes(MODEL, vocab_size=131)
 HF_ROWS = {"identity": (24,), "gate_up": (40, 40), "grouped_qkv": (24, 8, 8), "padded_vocab": (131,)}
 MEGATRON_ROWS = {"identity": 24, "gate_up": 80, "grouped_qkv": 40, "padded_vocab": 256}
 
