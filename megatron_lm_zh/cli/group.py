@@ -11,7 +11,7 @@ def add_subcommands(parser: argparse.ArgumentParser, room: str, names: Sequence[
     """Adds the subcommands, files of cli/<room>/, with their flags."""
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
     for name in names:
-        module = importlib.import_module(f"megatron_lm_zh.cli.{room}.{name}")
+        module = importlib.import_module(f"megatron_lm_zh.cli.{room}.{name.replace('-', '_')}")
         command = commands.add_parser(
             name,
             help=module.SUMMARY,

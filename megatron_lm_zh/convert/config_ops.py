@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-ABSENT: Any = object()
-"""Stands for a key that is not there, on either side."""
-
-
-@dataclass(frozen=True)
-class ConfigOp:
-    """One op and its inverse. It raises ValueError, with words for the user, where values have no counterpart."""
-
-    read: Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
-    """(what config.json says at each path of the row, keys of our model section read so far) to our value; ABSENT
-    leaves the key to our own default."""
-    write: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]]
-    """(our value, all keys of our model section) to what config.json gets at each path; ABSENT writes nothing. A dict
-    is merged with what other rows write below the same path."""
+from megatron_lm_zh.convert.config_op import ABSENT, ConfigOp
+from megatron_lm_zh.convert.dense_config_ops import DENSE
+from megatron_lm_zh.convert.expert_config_ops import EXPERTS
 
 
 def _read_rope_scaling(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
@@ -73,72 +61,57 @@ _ROPE_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def _read_window(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
-    """A token sees itself and sliding_window - 1 before it; ours counts those before it."""
-    (width,) = values
-    return ABSENT if width in (ABSENT, None) else [width - 1, 0]
+def _read_latent_rope_scaling(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
+    """As `rope_scaling`, of which megatron-core's latent attention knows YaRN, with both mscales or neither."""
+    scaling = _read_rope_scaling(values, model)
+    if scaling is ABSENT:
+        return ABSENT
+    scaling = {key: value for key, value in scaling.items() if key not in _MSCALES or value}  # 0 says none
+    _check_latent_scaling(scaling)
+    return scaling
 
 
-def _write_window(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
+def _write_latent_rope_scaling(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
     if value is None:
-        return (None,)
-    before, after = value
-    if after != 0:
-        raise ValueError(f"model.window_size: {list(value)} sees tokens that follow")
-    return (before + 1,)
+        return _write_rope_scaling(value, model)
+    _check_latent_scaling(value)
+    return _write_rope_scaling({key: known for key, known in value.items() if key != "truncate"}, model)
 
 
-def _read_dense_first(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
-    """first_k_dense_replace: layers before the first with experts."""
-    (dense,) = values
-    layers = model["num_layers"]
-    dense = 0 if dense in (ABSENT, None) else dense
-    return [0] * dense + [1] * (layers - dense)
+def _check_latent_scaling(scaling: Mapping[str, Any]) -> None:
+    if scaling["kind"] != "yarn":
+        raise ValueError(f"rope scaling of kind {scaling['kind']!r} with latent attention, expected yarn")
+    if not scaling.get("truncate", True):
+        raise ValueError("rope scaling yarn with truncate: false, which megatron-core's latent attention has not")
+    mscales = [scaling.get(key) for key in _MSCALES]
+    if 0 in mscales or None in mscales and mscales != [None, None]:
+        raise ValueError("rope scaling yarn with one of mscale and mscale_all_dim, expected both or neither")
 
 
-def _write_dense_first(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
-    frequency = _frequencies(value, model["num_layers"])
-    dense = frequency.index(1) if 1 in frequency else len(frequency)
-    if 0 in frequency[dense:]:
-        raise ValueError("model.moe_layer_freq: a dense layer follows one with experts")
-    return (dense,)
+_MSCALES = ("mscale", "mscale_all_dim")
 
 
-def _read_sparse_step(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
-    """(decoder_sparse_step, mlp_only_layers): every n-th layer has experts, but for those that are named."""
-    step, dense = (
-        default if value in (ABSENT, None) else value for value, default in zip(values, (1, []), strict=True)
-    )
-    return [int((layer + 1) % step == 0 and layer not in dense) for layer in range(model["num_layers"])]
+def _read_all_heads(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
+    """num_key_value_heads with latent attention, where every head has its own keys."""
+    (groups,) = values
+    if groups not in (ABSENT, None, model["num_attention_heads"]):
+        raise ValueError(f"num_key_value_heads {groups} with latent attention of {model['num_attention_heads']} heads")
+    return ABSENT
 
 
-def _write_sparse_step(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
-    frequency = _frequencies(value, model["num_layers"])
-    for step in range(1, len(frequency) + 1):
-        regular = [int((layer + 1) % step == 0) for layer in range(len(frequency))]
-        if regular == frequency:
-            return step, []
-    return 1, [layer for layer, has in enumerate(frequency) if not has]
+def _write_all_heads(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
+    if value != model["num_attention_heads"]:
+        raise ValueError(f"model.num_query_groups: {value} with latent attention")
+    return (value,)
 
 
-def _frequencies(value: Any, layers: int) -> list[int]:
-    """0 or 1 for each layer."""
-    if isinstance(value, int):
-        return [int(layer % value == 0) for layer in range(layers)]
-    return [int(has) for has in value]
+def _read_none_is_zero(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
+    (count,) = values
+    return count or None if count is not ABSENT else ABSENT
 
 
-def _read_shared_size(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
-    """(n_shared_experts, moe_intermediate_size): the shared experts are one MLP of their summed width."""
-    count, width = values
-    return ABSENT if count in (ABSENT, None, 0) else count * width
-
-
-def _write_shared_size(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
-    width = model["moe_ffn_hidden_size"] or model["ffn_hidden_size"]
-    if value is not None and value % width:
-        raise ValueError(f"model.moe_shared_expert_intermediate_size: {value} is no multiple of an expert's {width}")
-    return (value // width if value else 0), ABSENT
+def _write_none_is_zero(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (value or 0,)
 
 
 def _read_not(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
@@ -150,14 +123,29 @@ def _write_not(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
     return (not value,)
 
 
+def _read_untied(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
+    (tied,) = values
+    if tied not in (ABSENT, None, False):
+        raise ValueError("tie_word_embeddings is true, expected false in this family")
+    return ABSENT
+
+
+def _write_untied(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
+    if value:
+        raise ValueError("model.tie_embeddings: true, expected false in this family")
+    return (False,)
+
+
 OPS: Mapping[str, ConfigOp] = MappingProxyType(
     {
+        **DENSE,
+        **EXPERTS,
         "rope_scaling": ConfigOp(_read_rope_scaling, _write_rope_scaling),
-        "window": ConfigOp(_read_window, _write_window),
-        "dense_first": ConfigOp(_read_dense_first, _write_dense_first),
-        "sparse_step": ConfigOp(_read_sparse_step, _write_sparse_step),
-        "shared_size": ConfigOp(_read_shared_size, _write_shared_size),
+        "latent_rope_scaling": ConfigOp(_read_latent_rope_scaling, _write_latent_rope_scaling),
+        "every_head": ConfigOp(_read_all_heads, _write_all_heads),
+        "none_is_zero": ConfigOp(_read_none_is_zero, _write_none_is_zero),
         "not": ConfigOp(_read_not, _write_not),
+        "untied": ConfigOp(_read_untied, _write_untied),
     }
 )
 """`same`, the plain copy to and from every path of a row, is megatron_lm_zh/convert/model_config.py's own."""

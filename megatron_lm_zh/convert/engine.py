@@ -174,6 +174,8 @@ def layer_kinds(model: Model) -> list[str]:
     frequency = model.moe_layer_freq
     if isinstance(frequency, int):
         frequency = tuple(int(layer % frequency == 0) for layer in range(model.num_layers))
+    if len(frequency) != model.num_layers:
+        raise UserError(f"model.moe_layer_freq has no place for each of {model.num_layers} layers: {list(frequency)}")
     return ["experts" if has else "dense" for has in frequency]
 
 

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_lm_zh.config.load import as_dict
 from megatron_lm_zh.config.schema import Model
-from megatron_lm_zh.convert.config_ops import ABSENT, OPS
+from megatron_lm_zh.convert.config_op import ABSENT
+from megatron_lm_zh.convert.config_ops import OPS
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.base import ARCHITECTURE, ConfigRow, Family
 from megatron_lm_zh.families.registry import huggingface
@@ -32,6 +33,8 @@ def to_hf_config(family: Family, model: Model, dtype: torch.dtype, special_token
     for key in ARCHITECTURE:
         if key not in carried and getattr(model, key) != getattr(plain, key):
             raise UserError(f"model.{key}: the conversion of family {family.name} cannot carry it")
+    if model.num_moe_experts is not None and model.moe_router_load_balancing_type == "sinkhorn":
+        raise UserError("model.moe_router_load_balancing_type: sinkhorn, by which no class of transformers chooses")
     config: dict[str, Any] = {"architectures": [tables.architecture], "model_type": tables.model_type}
     plain_values = as_dict(model)
     for row in tables.config:
@@ -110,7 +113,19 @@ def _by_op(row: ConfigRow, config: Mapping[str, Any], so_far: Mapping[str, Any],
     return row.default if value is ABSENT else value
 
 
-_REQUIRED = frozenset({"num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "vocab_size"})
+_REQUIRED = frozenset(
+    {
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "ffn_hidden_size",
+        "vocab_size",
+        "moe_layer_freq",
+        "moe_router_topk",
+        "moe_ffn_hidden_size",
+        "moe_shared_expert_intermediate_size",
+    }
+)
 _INTEGERS = frozenset({"rotary_base"})  # transformers writes 10000.0
 
 

@@ -55,6 +55,71 @@ def _join_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
     return torch.cat([part.unflatten(0, (groups, -1, channels)) for part in tensors], dim=1).flatten(0, 2)
 
 
+def _split_packed_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    """[(n + 2g) d, ...] in groups -> the same rows as all of q, then k, then v."""
+    return (torch.cat(_split_qkv(tensor, sizes)),)
+
+
+def _join_packed_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+    """q, k and v in one [(n + 2g) d, ...] -> the same rows in groups."""
+    (packed,) = tensors
+    rows = sizes.model.num_query_groups * sizes.model.kv_channels
+    return _join_qkv(packed.split((packed.shape[0] - 2 * rows, rows, rows)), sizes)
+
+
+def _split_packed_qkv_t(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    """[(n + 2g) d, h] in groups -> [h, (n + 2g) d]: q, then k, then v."""
+    (packed,) = _split_packed_qkv(tensor, sizes)
+    return (packed.t(),)
+
+
+def _join_packed_qkv_t(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+    """[h, (n + 2g) d]: q, then k, then v -> [(n + 2g) d, h] in groups."""
+    (packed,) = tensors
+    return _join_packed_qkv((packed.t(),), sizes)
+
+
+def _transpose_to_hf(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    """[out, in] -> [in, out], as GPT-2's Conv1D has it."""
+    return (tensor.t(),)
+
+
+def _transpose_to_megatron(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+    """[in, out] -> [out, in]."""
+    (tensor,) = tensors
+    return tensor.t()
+
+
+def _split_neighbours_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    """The same as `_split_qkv`, and of q and k the channels that one angle turns become neighbours."""
+    query, key, value = _split_qkv(tensor, sizes)
+    return _by_head(query, sizes, _as_neighbours), _by_head(key, sizes, _as_neighbours), value
+
+
+def _join_neighbours_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+    """q, k, v whose rotary embedding turns neighbours -> [(n + 2g) d, ...], where it turns i with i + r/2."""
+    query, key, value = tensors
+    return _join_qkv((_by_head(query, sizes, _as_halves), _by_head(key, sizes, _as_halves), value), sizes)
+
+
+def _by_head(tensor: Tensor, sizes: Sizes, order: Callable[[Tensor], Tensor]) -> Tensor:
+    """[n d, ...] with the rotated ones of each head's channels, which are the first r, in another order."""
+    channels = sizes.model.kv_channels
+    rotated = int(channels * sizes.model.rotary_percent)
+    heads = tensor.unflatten(0, (-1, channels))
+    return torch.cat((order(heads[:, :rotated]), heads[:, rotated:]), dim=1).flatten(0, 1)
+
+
+def _as_neighbours(channels: Tensor) -> Tensor:
+    """[n, r, ...]: 0, r/2, 1, r/2 + 1, ..."""
+    return channels.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _as_halves(channels: Tensor) -> Tensor:
+    """[n, r, ...]: 0, 2, 4, ..., 1, 3, 5, ..."""
+    return channels.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+
+
 def _trim_vocab(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     """[padded_vocab, h] -> [vocab, h]."""
     return (tensor[: sizes.vocab_size],)
@@ -72,6 +137,10 @@ OPS: Mapping[str, Op] = MappingProxyType(
         "identity": Op(_same_to_hf, _same_to_megatron),
         "gate_up": Op(_split_gate_up, _join_gate_up),
         "grouped_qkv": Op(_split_qkv, _join_qkv),
+        "packed_qkv": Op(_split_packed_qkv, _join_packed_qkv),
+        "packed_qkv_transposed": Op(_split_packed_qkv_t, _join_packed_qkv_t),
+        "neighbours_qkv": Op(_split_neighbours_qkv, _join_neighbours_qkv),
+        "transposed": Op(_transpose_to_hf, _transpose_to_megatron),
         "padded_vocab": Op(_trim_vocab, _pad_vocab),
     }
 )

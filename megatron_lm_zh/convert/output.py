@@ -1,49 +1,151 @@
-"""A result directory that is whole or not there: written under a temporary name, flushed, renamed."""
+"""A result directory that is whole or not there: written under a temporary name with a journal, flushed, renamed."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import sync_directory, write_error
+from megatron_lm_zh.runtime.locks import exclusive
 
+JOURNAL = ".journal"
+_LOCK = ".lock"
 _SPARE_BYTES = 4 << 20
 """What a result takes beside its tensors: tokenizer, metadata, headers."""
 
 
+@dataclass
+class Partial:
+    """The directory that becomes the result, and the files of it that are done."""
+
+    path: Path
+    done: set[str]
+    """Names of files that are whole and on the disk, from this attempt and from those before it."""
+
+    def record(self, name: str) -> None:
+        """Notes that a file is whole."""
+        _append(self.path / JOURNAL, {"file": name})
+        self.done.add(name)
+
+
+def check_output(output: Path) -> None:
+    """UserError if something is where the result shall be."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError("the output exists already", where=str(output), mend="name another one or remove it")
+
+
 @contextmanager
-def new_directory(output: Path, num_bytes: int) -> Iterator[Path]:
-    """Yields an empty directory beside `output` that becomes `output` when the block ends without an error.
+def new_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Partial]:
+    """Yields a directory beside `output` that becomes `output` when the block ends without an error.
+
+    Files that an earlier attempt of the same fingerprint had done, before it was killed or failed, are still there.
 
     Args:
         output: where the result shall be; must not exist, or be an empty directory.
         num_bytes: what the tensors will take, checked against the free space first.
+        fingerprint: says what the result is made of; where it is another one, nothing of an earlier attempt is kept.
 
     Raises:
-        UserError: the output is taken, cannot be written, or the disk is full; nothing is left behind.
+        UserError: the output is taken, cannot be written, or the disk is full. There is no `output` then; what was
+            done stays for the next attempt, if it is at least one whole file.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("the output exists already", where=str(output), mend="name another one or remove it")
-    partial = output.with_name(f"{output.name}.partial")
+    check_output(output)
+    path = output.with_name(f"{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output.parent).free
-        if free < num_bytes + _SPARE_BYTES:
-            what = f"{num_bytes / 1e9:.2f} GB do not fit, {free / 1e9:.2f} GB are free"
-            raise UserError(what, where=str(output.parent))
-        shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
-        partial.mkdir()
-        try:
-            yield partial
-            for path in [*partial.rglob("*"), partial]:
-                sync_directory(path)  # a file as well as a directory: fsync of a descriptor opened for reading
-            partial.rename(output)  # takes the place of an empty directory, too
-            sync_directory(output.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        with _taken(path, output):
+            partial = Partial(path, _done_before(path, fingerprint))
+            try:
+                _check_space(output.parent, num_bytes - sum((path / name).stat().st_size for name in partial.done))
+                if not partial.done:
+                    _empty(path)
+                    _append(path / JOURNAL, {"fingerprint": fingerprint})
+                yield partial
+                _give_name(path, output)
+            except Exception as error:
+                if not partial.done:
+                    shutil.rmtree(path, ignore_errors=True)
+                    raise
+                raise _with_hint(error, output, len(partial.done)) from error
     except OSError as error:
         raise write_error(output, error) from error
+
+
+@contextmanager
+def _taken(path: Path, output: Path) -> Iterator[None]:
+    """Holds the directory for this process."""
+    try:
+        lock = exclusive(path)
+        lock.__enter__()
+    except UserError as error:
+        raise UserError("another process is writing it", where=str(output), mend="wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _done_before(path: Path, fingerprint: str) -> set[str]:
+    """The files that an earlier attempt with this fingerprint had done."""
+    try:
+        lines = (path / JOURNAL).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return set()
+    entries = []
+    for line in lines:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break  # the attempt was killed while it wrote this line
+    if not entries or entries[0] != {"fingerprint": fingerprint}:
+        return set()
+    return {entry["file"] for entry in entries[1:] if (path / entry["file"]).is_file()}
+
+
+def _empty(path: Path) -> None:
+    """Removes all that is in the directory but its lock."""
+    for found in path.iterdir():
+        if found.is_dir():
+            shutil.rmtree(found)
+        elif found.name != _LOCK:
+            found.unlink()
+
+
+def _append(journal: Path, entry: dict[str, str]) -> None:
+    with journal.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_space(directory: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes + _SPARE_BYTES:
+        what = f"{num_bytes / 1e9:.2f} GB do not fit, {free / 1e9:.2f} GB are free"
+        raise UserError(what, where=str(directory))
+
+
+def _give_name(path: Path, output: Path) -> None:
+    for found in [*path.rglob("*"), path]:
+        sync_directory(found)  # a file as well as a directory: fsync of a descriptor opened for reading
+    (path / JOURNAL).unlink()
+    (path / _LOCK).unlink()
+    path.rename(output)  # takes the place of an empty directory, too
+    sync_directory(output.parent)
+
+
+def _with_hint(error: Exception, output: Path, files: int) -> Exception:
+    """The error, and that the work so far is not lost."""
+    mend = f"{files} files are done and kept: mend it, and the same command goes on"
+    if isinstance(error, OSError):
+        return UserError(f"cannot write: {error.strerror or error}", where=str(output), mend=mend)
+    if isinstance(error, UserError):
+        mend = f"{error.mend}; {mend}" if error.mend else mend
+        return UserError(error.what, where=error.where, expected=error.expected, mend=mend)
+    return error

@@ -22,6 +22,11 @@ class Sizes:
         return value
 
     @property
+    def one(self) -> int:
+        """Rows of a gate that has one number for a token."""
+        return 1
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the megatron embedding."""
         multiple = self.model.make_vocab_size_divisible_by

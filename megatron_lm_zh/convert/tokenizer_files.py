@@ -23,7 +23,7 @@ def copy_from_hf(hf_dir: Path, target: Path) -> None:
     """Copies the tokenizer files of a Hugging Face directory, if it has any, to a new directory `target`."""
     present = [hf_dir / name for name in _NAMES if (hf_dir / name).is_file()]
     if present:
-        target.mkdir()
+        target.mkdir(exist_ok=True)
         for path in present:
             shutil.copyfile(path, target / path.name)
 

@@ -24,6 +24,7 @@ ARCHITECTURE = (
     "add_bias_linear",
     "add_qkv_bias",
     "qk_layernorm",
+    "normalized_output",
     "window_size",
     "window_attn_skip_freq",
     "position_embedding_type",
@@ -119,6 +120,8 @@ class HuggingFace:
 
     model_type: str
     """`model_type` of config.json."""
+    also_read: tuple[str, ...] = field(default=(), kw_only=True)
+    """Other model types that say the same and are exported as `model_type`."""
     architecture: str
     """Class name in transformers."""
     weights: tuple[WeightRow, ...]
@@ -129,6 +132,8 @@ class HuggingFace:
     """Every config.json key that has one value in this family."""
     copies: tuple[CopyRow, ...] = ()
     """Tensors that repeat others."""
+    prefix: str = field(default="", kw_only=True)
+    """The base model's prefix where files exist whose names lack it, e.g. `transformer.`; it is written."""
     hf_ignored: tuple[str, ...] = ()
     """Tensors that old Hugging Face files hold beside the weights and that follow from the config."""
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from megatron_lm_zh.families.base import ARCHITECTURE, Family
 
-GPT = Family(name="gpt", about="any other decoder, e.g. GPT-2's or one with ALiBi", varies=ARCHITECTURE)
+GPT = Family(name="gpt", about="any other decoder, e.g. one with squared ReLU", varies=ARCHITECTURE)

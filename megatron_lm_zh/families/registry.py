@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from megatron_lm_zh.errors import UserError, nearest
+from megatron_lm_zh.families.baichuan import BAICHUAN
 from megatron_lm_zh.families.base import Family, HuggingFace
+from megatron_lm_zh.families.deepseek_v2 import DEEPSEEK_V2
 from megatron_lm_zh.families.deepseek_v3 import DEEPSEEK_V3
+from megatron_lm_zh.families.glm4 import GLM4
+from megatron_lm_zh.families.glm4_moe import GLM4_MOE
 from megatron_lm_zh.families.gpt import GPT
+from megatron_lm_zh.families.gpt2 import GPT2
+from megatron_lm_zh.families.internlm2 import INTERNLM2
 from megatron_lm_zh.families.llama import LLAMA
+from megatron_lm_zh.families.mistral import MISTRAL
 from megatron_lm_zh.families.mixtral import MIXTRAL
+from megatron_lm_zh.families.qwen2 import QWEN2
+from megatron_lm_zh.families.qwen2_moe import QWEN2_MOE
+from megatron_lm_zh.families.qwen3 import QWEN3
 from megatron_lm_zh.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MIXTRAL, QWEN3_MOE, DEEPSEEK_V3, GPT)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GLM4,
+    BAICHUAN,
+    INTERNLM2,
+    GPT2,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE,
+    GPT,
+)
 
 
 def family(name: str) -> Family:
@@ -40,7 +66,12 @@ def huggingface(name: str) -> HuggingFace:
 
 def family_of(model_type: str) -> Family:
     """The family whose Hugging Face config.json says `model_type`; UserError names the known types."""
-    known = {candidate.huggingface.model_type: candidate for candidate in FAMILIES if candidate.huggingface}
+    known = {
+        name: candidate
+        for candidate in FAMILIES
+        if candidate.huggingface
+        for name in (candidate.huggingface.model_type, *candidate.huggingface.also_read)
+    }
     if model_type not in known:
         raise UserError(f"no family converts model_type {model_type!r}", expected=f"one of {', '.join(known)}")
     return known[model_type]

@@ -17,6 +17,7 @@ from megatron_lm_zh.config.sections.rope_scaling import LinearScaling, Llama3Sca
 from megatron_lm_zh.models.fsdp import FullySharded
 from megatron_lm_zh.models.initialise import initialise
 from megatron_lm_zh.models.loss import cross_entropy, hide_padding
+from megatron_lm_zh.models.output import normalize_rows
 from megatron_lm_zh.models.precision import gradient_arguments
 from megatron_lm_zh.models.rope import scale_as_llama3, set_yarn, use_as_fused_rope
 from megatron_lm_zh.models.spec import block_spec, mtp_spec
@@ -106,6 +107,8 @@ def _chunk(config: Config, megatron: TransformerConfig, device: Device, vp_stage
     ).to(device.torch_device)
     if isinstance(scaling, Llama3Scaling):
         scale_as_llama3(gpt.rotary_pos_emb, scaling)
+    if model.normalized_output and gpt.post_process:
+        normalize_rows(gpt.output_layer)
     initialise(gpt, seed=config.run.seed, std=model.init_method_std, num_layers=model.num_layers)
     return gpt
 

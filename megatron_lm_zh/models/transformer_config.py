@@ -20,11 +20,18 @@ from megatron_lm_zh.runtime.device import Device
 
 Arguments = dict[str, Any]
 
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU by the tanh formula (Hendrycks and Gimpel 2016), elementwise, whatever is fused."""
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
 # Name: activation function, whether a gate multiplies it.
 ACTIVATIONS: dict[str, tuple[Callable[..., torch.Tensor], bool]] = {
     "swiglu": (torch.nn.functional.silu, True),
     "geglu": (torch.nn.functional.gelu, True),
     "gelu": (torch.nn.functional.gelu, False),
+    "gelu_tanh": (gelu_tanh, False),
     "squared_relu": (squared_relu, False),
 }
 
@@ -42,7 +49,6 @@ NETWORK = (
     "add_qkv_bias",
     "qk_layernorm",
     "window_size",
-    "window_attn_skip_freq",
     "mtp_num_layers",
     "mtp_loss_scaling_factor",
     "init_method_std",
@@ -124,7 +130,12 @@ def _same(section: object, names: tuple[str, ...]) -> Arguments:
 
 def _network(model: Model) -> Arguments:
     function, gated = ACTIVATIONS[model.activation]
-    return _same(model, NETWORK) | {"activation_func": function, "gated_linear_unit": gated}
+    windowed = model.window_attn_skip_freq
+    return _same(model, NETWORK) | {
+        "activation_func": function,
+        "gated_linear_unit": gated,
+        "window_attn_skip_freq": list(windowed) if isinstance(windowed, tuple) else windowed,
+    }
 
 
 def _latent_attention(model: Model) -> Arguments:

@@ -12,11 +12,12 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.utils import unwrap_model
 
 from megatron_lm_zh.config.schema import Config, Model
-from megatron_lm_zh.convert.engine import Conversion
-from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights, read_json
-from megatron_lm_zh.convert.model_config import from_hf_config
+from megatron_lm_zh.convert.engine import Conversion, Source, layer_kinds
+from megatron_lm_zh.convert.hf_files import CONFIG
+from megatron_lm_zh.convert.hf_source import open_hf
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.families.registry import family_of, huggingface
+from megatron_lm_zh.families.base import ARCHITECTURE
+from megatron_lm_zh.families.registry import huggingface
 from megatron_lm_zh.models.fsdp import FullySharded
 from megatron_lm_zh.models.initialise import sharded_tensors
 
@@ -36,8 +37,7 @@ def take_hf_weights(directory: Path, config: Config, model: list[Any], optimizer
     Raises:
         UserError: the directory holds another model than the config describes, or is broken; names what differs.
     """
-    conversion = conversion_for(directory, config.model)
-    source = HFWeights(directory)
+    conversion, source = conversion_for(directory, config.model)
     conversion.plan_to_megatron(source)
     steps = {(step.megatron, step.part): step for step in conversion.steps}
     shards: dict[tuple[str, int | None], list[ShardedTensor]] = defaultdict(list)
@@ -56,34 +56,43 @@ def take_hf_weights(directory: Path, config: Config, model: list[Any], optimizer
         optimizer.reload_model_params()
 
 
-def conversion_for(directory: Path, model: Model) -> Conversion:
-    """How the model of a Hugging Face directory becomes the one that a config describes.
+def conversion_for(directory: Path, model: Model) -> tuple[Conversion, Source]:
+    """How the model of a Hugging Face directory becomes the one that a config describes, and its tensors.
 
     Raises:
         UserError: they differ in a key that changes the result.
     """
     path = directory / CONFIG
-    if not path.is_file():
-        raise UserError(f"no {CONFIG}", where=str(directory), expected="a Hugging Face model directory")
-    hf_config = read_json(path)
-    family = family_of(str(hf_config.get("model_type")))
-    if family.name != model.family:
+    _, theirs, source = open_hf(directory)
+    if theirs.family != model.family:
         raise UserError(
-            f"a model of family {family.name}", where=str(path), expected=f"model.family, which is {model.family}"
+            f"a model of family {theirs.family}", where=str(path), expected=f"model.family, which is {model.family}"
         )
-    tables = huggingface(family.name)
-    theirs = from_hf_config(family, hf_config, str(path))
-    for row in tables.config:
-        asked, found = getattr(model, row.ours), getattr(theirs, row.ours)
-        if row.ours not in _FREE and asked != found:
+    tables = huggingface(theirs.family)
+    theirs_key = {row.ours: row.hf[0] for row in tables.config if row.ours not in _FREE}
+    for key in dict.fromkeys((*theirs_key, *ARCHITECTURE)):
+        asked, found = _meant(model, key), _meant(theirs, key)
+        if asked != found:
             raise UserError(
-                f"{row.hf[0]} is {found}, model.{row.ours} {asked}",
+                f"{theirs_key.get(key, key)} is {found}, model.{key} {asked}",
                 where=str(path),
                 expected="the config's model",
-                mend=f"set model.{row.ours}={found}",
+                mend=f"set model.{key}={found}",
             )
     assert model.vocab_size is not None
-    return Conversion.of(tables, model, model.vocab_size)
+    return Conversion.of(tables, model, model.vocab_size), source
+
+
+def _meant(model: Model, key: str) -> Any:
+    """The value of a key, in the same words where two values say the same."""
+    if key == "moe_layer_freq":
+        return [int(kind == "experts") for kind in layer_kinds(model)]
+    if key == "moe_ffn_hidden_size":
+        return model.moe_ffn_hidden_size or model.ffn_hidden_size
+    if key == "moe_router_topk_scaling_factor":
+        return model.moe_router_topk_scaling_factor or 1.0
+    value = getattr(model, key)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _shards(model: list[Any]) -> list[ShardedTensor]:

@@ -13,14 +13,15 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
         "family_holds_architecture",
         ("model.qk_layernorm=true",),
         None,
-        "true is not what family llama has, false; take it out, or set model.family to one of gpt",
+        "true is not what family llama has, false; take it out, or set model.family to one of "
+        "qwen3, qwen3_moe, deepseek_v2, deepseek_v3, glm4_moe, gpt",
     ),
     (
         "family_holds_architecture",
         ("model.num_moe_experts=4", "model.window_size=[15, 0]"),
         None,
         "[15, 0] is not what family llama has, null (so are num_moe_experts); "
-        "take it out, or set model.family to one of mixtral, gpt",
+        "take it out, or set model.family to one of mistral, qwen2, qwen3, mixtral, gpt",
     ),
     (
         "family_holds_architecture",

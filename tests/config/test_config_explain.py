@@ -49,11 +49,13 @@ def test_an_optional_section_says_its_kinds() -> None:
 
 def test_a_key_of_the_model_names_its_families() -> None:
     text = explain("model.qk_layernorm")
-    assert text.startswith("model.qk_layernorm: true or false\ndefault: false; true in qwen3_moe, deepseek_v3\n")
-    assert "families that use it: qwen3_moe, deepseek_v3, gpt" in text
-    assert "families that use it: llama, qwen3_moe, deepseek_v3, gpt" in explain("model.rope_scaling.factor")
+    normed = "qwen3, qwen3_moe, deepseek_v2, deepseek_v3"
+    assert text.startswith(f"model.qk_layernorm: true or false\ndefault: false; true in {normed}\n")
+    assert f"families that use it: {normed}, glm4_moe, gpt" in text
+    stretched = explain("model.rope_scaling.factor")
+    assert "families that use it: llama, mistral, qwen2, qwen3, " in stretched and "gpt2" not in stretched
     assert "families that use it" not in explain("model.num_layers")
-    assert "default: 'swiglu'\n" in explain("model.activation")
+    assert "default: 'swiglu'; 'gelu_tanh' in gpt2\n" in explain("model.activation")
 
 
 def test_megatron_fields_come_from_its_source() -> None:

@@ -15,7 +15,7 @@ import torch
 from hf_models import make_hf, mlzh, read_json
 from safetensors.torch import load_file, save_file
 
-from megatron_lm_zh.convert import hf_files
+from megatron_lm_zh.convert import streaming
 from megatron_lm_zh.convert.engine import Conversion, TensorSpec
 from megatron_lm_zh.convert.from_hf import from_hf
 from megatron_lm_zh.convert.megatron_files import MegatronWeights, write_weights
@@ -88,8 +88,8 @@ def test_a_truncated_file(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_file(checkpoint: Path, tmp_path: Path) -> None:
-    (checkpoint / "__0_3.distcp").unlink()
-    assert "__0_3.distcp is missing" in refused(to_hf, checkpoint, tmp_path / "out")
+    (checkpoint / "__0_0.distcp").unlink()
+    assert "__0_0.distcp is missing" in refused(to_hf, checkpoint, tmp_path / "out")
 
 
 def test_a_damaged_file(checkpoint: Path, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up(checkpoint: Path, hf: Path, tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf_files.SafetensorsWriter, "write", full)
+        patch.setattr(streaming.os, "pwrite", full)
         assert "No space left" in refused(to_hf, checkpoint, tmp_path / "out")
     monkeypatch.setattr(Conversion, "to_megatron", full)
     assert "No space left" in refused(from_hf, hf, tmp_path / "out")

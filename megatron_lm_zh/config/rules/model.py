@@ -25,7 +25,11 @@ def family_holds_architecture(config: Config, world: int | None) -> UserError | 
         return None
     name, default = next(iter(wrong.items()))
     value = getattr(config.model, name)
-    others = words(other for other in families_using(name) if name in family(other).varies)
+    others = words(
+        other
+        for other in families_using(name)
+        if name in family(other).varies or family(other).architecture.get(name) == value
+    )
     rest = f" (so are {words(list(wrong)[1:])})" if len(wrong) > 1 else ""
     what = f"model.{name}: {_text(value)} is not what family {kind.name} has, {_text(default)}{rest}"
     return UserError(what, mend=f"take it out, or set model.family to one of {others}")

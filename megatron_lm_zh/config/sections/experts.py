@@ -44,7 +44,7 @@ class NetworkWithExperts(Network):
     """Balance the load by a bias on the scores that moves after every step, without a loss (Wang et al. 2024)."""
     moe_router_bias_update_rate: float = Field(default=1e-3, gt=0)
     """How far an expert's bias moves in a step."""
-    moe_router_dtype: Literal["fp32", "fp64"] | None = None
+    moe_router_dtype: Literal["fp32", "fp64"] | None = of_family("moe_router_dtype", None)
     """Format of the router's logits; null: the model's."""
     moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"] = (
         "aux_loss"

@@ -16,7 +16,23 @@ class Network:
     """What one decoder layer is made of, and how many there are."""
 
     # Field(): a default without it is set after the other keys', which look here for their family's.
-    family: Literal["llama", "mixtral", "qwen3_moe", "deepseek_v3", "gpt"] = Field(default="llama")
+    family: Literal[
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "glm4",
+        "baichuan",
+        "internlm2",
+        "gpt2",
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe",
+        "gpt",
+    ] = Field(default="llama")
     """Model family: which Hugging Face architecture the checkpoint becomes, and so which of these fields may vary.
     `gpt` lets all of them vary and becomes none (see megatron_lm_zh/families)."""
     num_layers: int = PositiveInt
@@ -41,9 +57,13 @@ class Network:
     """The embedding has vocab_size rows rounded up to a multiple of this, whatever the layout."""
     tie_embeddings: bool = False
     """Whether the output layer shares the word embedding's weight."""
+    normalized_output: bool = of_family("normalized_output", False)
+    """Whether the rows of the output layer's weight are scaled to length 1 before each use (Baichuan 2's NormHead)."""
 
-    activation: Literal["swiglu", "geglu", "gelu", "squared_relu"] = of_family("activation", "swiglu")
-    """Activation of the MLP: `swiglu` and `geglu` are gated (Shazeer 2020), `squared_relu` is from So et al. 2021."""
+    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "squared_relu"] = of_family("activation", "swiglu")
+    """Activation of the MLP: `swiglu` and `geglu` are gated (Shazeer 2020), `gelu_tanh` is GPT-2's approximation of
+    GELU (Hugging Face's gelu_new), `squared_relu` is from So et al. 2021. megatron-core's `gelu` is that approximation,
+    too, where kernels.bias_activation_fusion is on, which it is by default with add_bias_linear."""
     normalization: Literal["RMSNorm", "LayerNorm"] = of_family("normalization", "RMSNorm")
     """Norm before attention, before the MLP and at the end."""
     layernorm_epsilon: float = Field(default=1e-5, gt=0)
