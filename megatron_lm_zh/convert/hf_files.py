@@ -27,7 +27,7 @@ MAX_SHARD_BYTES = 5_000_000_000
 _DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 )
-_DTYPES: Mapping[str, torch.dtype] = MappingProxyType({name: dtype for dtype, name in _DTYPE_NAMES.items()})
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType({name: dtype for dtype, name in _DTYPE_NAMES.items()})
 
 
 class HFWeights:
@@ -51,19 +51,19 @@ class HFWeights:
     def _headers(self) -> Mapping[str, tuple[Path, TensorSpec]]:
         """What the files' headers say of every tensor, and which file it is in."""
         found: dict[str, tuple[Path, TensorSpec]] = {}
-        for path in self._files():
+        for path in self.files():
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                     header = file.get_slice(name)
-                    dtype = _DTYPES.get(header.get_dtype())
+                    dtype = DTYPES.get(header.get_dtype())
                     if dtype is None:
-                        raise UserError(f"{name} is {header.get_dtype()}", where=str(path), expected=", ".join(_DTYPES))
+                        raise UserError(f"{name} is {header.get_dtype()}", where=str(path), expected=", ".join(DTYPES))
                     if name in found:
                         raise UserError(f"{name} is there twice", where=str(path))
                     found[name] = (path, TensorSpec(tuple(header.get_shape()), dtype))
         return found
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
         """The files that the index names, or the only one."""
         index = self.directory / INDEX
         if index.is_file():
@@ -119,14 +119,13 @@ class SafetensorsWriter(AbstractContextManager["SafetensorsWriter"]):
             header[name] = {"dtype": _DTYPE_NAMES[spec.dtype], "shape": spec.shape, "data_offsets": (offset, end)}
             self._places[name] = _Place(file_name, offset, spec)
             offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        content = header_bytes(header)
         for name in shard:
             place = self._places[name]
-            self._places[name] = _Place(file_name, 8 + len(text) + place.offset, place.spec)
+            self._places[name] = _Place(file_name, len(content) + place.offset, place.spec)
         with (self._directory / file_name).open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + offset)
+            file.write(content)
+            file.truncate(len(content) + offset)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Writes one planned tensor."""
@@ -152,6 +151,20 @@ def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> Iterator[dict[st
         shard[name] = spec
         size += spec.num_bytes
     yield shard
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What stands before the tensors in a safetensors file."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """A safetensors file's header, of any dtypes, and where its data begin; UserError where it is no such file."""
+    with _open(path), path.open("rb") as file:  # the library checks header, offsets and the file's length
+        size = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(size)), 8 + size
 
 
 def _open(path: Path) -> Any:
