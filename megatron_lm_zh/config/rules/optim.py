@@ -304,8 +304,8 @@ def body_thaws_in_the_run(config: Config, world: int | None) -> UserError | None
     "model.moe_router_enable_expert_bias",
 )
 def frozen_gradients_are_whole(config: Config, world: int | None) -> UserError | None:
-    """A body is held still by gradients of zero in DDP's buffers. Megatron-FSDP has rows of them, an offloaded optimizer
-    copies of its own, Muon normalises what is zero, and a router's expert bias moves without a gradient."""
+    """A body is held still by gradients of zero in DDP's buffers. Megatron-FSDP has rows of them, an offloaded
+    optimizer copies of its own, Muon normalises what is zero, and a router's expert bias moves without a gradient."""
     optim = config.optim
     if not optim.freeze_body_steps:
         return None
