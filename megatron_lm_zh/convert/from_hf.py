@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from megatron_lm_zh.convert.engine import Conversion
-from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights, read_json
+from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, write_weights
 from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS, from_hf_config
 from megatron_lm_zh.convert.model_file import write_model_file
@@ -15,6 +15,7 @@ from megatron_lm_zh.convert.output import new_directory
 from megatron_lm_zh.convert.tokenizer_files import copy_from_hf
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import family_of, huggingface
+from megatron_lm_zh.files import read_json
 
 
 def from_hf(hf_dir: Path, checkpoint: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_lm_zh.convert.engine import TensorSpec
 from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.files import read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -172,17 +173,6 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"unreadable: {error}", where=str(path)) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UserError names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"unreadable: {error}", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", where=str(path))
-    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

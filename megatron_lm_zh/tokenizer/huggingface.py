@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -20,7 +19,7 @@ import tokenizers.pre_tokenizers
 from numpy.typing import NDArray
 
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_bytes
+from megatron_lm_zh.files import read_json_if_any, write_bytes
 from megatron_lm_zh.tokenizer.base import JsonForm, sizes_of_bytes
 from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
 from megatron_lm_zh.tokenizer.spm_export import RECORD, SPACE, settings_of, tokenizer_config
@@ -68,7 +67,7 @@ class HuggingFaceTokenizer:
             )
         if ranks is None and (preset or special):
             raise UserError("no file in tiktoken's format", where=str(path), mend="leave out --pattern and --special")
-        self._config = self._read("tokenizer_config.json")
+        self._config = read_json_if_any(self.path / "tokenizer_config.json")
         self.named: dict[str, str] = {}
         """eos_token and so on, where the tokenizer is put together here and its tokenizer.json written by us."""
         end: str | None
@@ -131,24 +130,28 @@ class HuggingFaceTokenizer:
     def token_sizes(self) -> NDArray[np.int64]:
         """[vocab_size, 2]: bytes and characters of each token; see `Tokenizer`.
 
-        Exact for byte-level and SentencePiece-like tokenizers; others (WordPiece) count what a token alone decodes to.
+        Exact for byte-level and SentencePiece-like tokenizers. WordPiece keeps no spaces, so none are counted; any
+        other kind counts what a token alone decodes to.
         """
         return self._sizes
 
     @functools.cached_property
     def _sizes(self) -> NDArray[np.int64]:
         added = self._tokenizer.get_added_tokens_decoder()
-        decoder = json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
+        how = json.loads(self._tokenizer.to_str())["decoder"] or {}
+        decoder = json.dumps(how, ensure_ascii=False)
         alphabet = byte_alphabet() if '"ByteLevel"' in decoder else None
         pieces = [b""] * self.vocab_size
         for text, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if id_ in added:
                 pieces[id_] = b"" if added[id_].special else added[id_].content.encode()
-            elif alphabet is not None:
+            elif alphabet is not None and all(character in alphabet for character in text):
                 pieces[id_] = bytes(alphabet[character] for character in text)
             elif SPACE in decoder:  # SentencePiece's way of writing
                 is_byte = '"ByteFallback"' in decoder and len(text) == 6 and text.startswith("<0x")
                 pieces[id_] = bytes([int(text[3:5], 16)]) if is_byte else text.replace(SPACE, " ").encode()
+            elif how.get("type") == "WordPiece":
+                pieces[id_] = text.removeprefix(how["prefix"]).encode()
             else:
                 pieces[id_] = self._tokenizer.decode([id_]).encode()
         return sizes_of_bytes(pieces)
@@ -172,20 +175,10 @@ class HuggingFaceTokenizer:
         if templates.is_dir() and templates.resolve() != (directory / templates.name).resolve():
             shutil.copytree(templates, directory / templates.name, dirs_exist_ok=True)
 
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UserError(f"not JSON: {error}", where=str(path)) from error
-        if not isinstance(content, dict):
-            raise UserError("not a JSON object", where=str(path))
-        return content
-
     def _named_end(self) -> str | None:
-        token = self._config.get("eos_token") or self._read("special_tokens_map.json").get("eos_token")
+        token = self._config.get("eos_token") or read_json_if_any(self.path / "special_tokens_map.json").get(
+            "eos_token"
+        )
         return token.get("content") if isinstance(token, dict) else token
 
     def _is_bare_gpt2(self) -> bool:

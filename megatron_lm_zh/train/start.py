@@ -13,10 +13,11 @@ from megatron.core.utils import unwrap_model
 
 from megatron_lm_zh.config.schema import Config, Model
 from megatron_lm_zh.convert.engine import Conversion
-from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights, read_json
+from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights
 from megatron_lm_zh.convert.model_config import from_hf_config
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import family_of, huggingface
+from megatron_lm_zh.files import read_json
 from megatron_lm_zh.models.fsdp import FullySharded
 from megatron_lm_zh.models.initialise import sharded_tensors
 

@@ -17,7 +17,7 @@ import broken_network
 import broken_optim
 import broken_precision
 import broken_run
-from conftest import TEXT
+from small_config import TEXT
 
 from megatron_lm_zh.config.load import load_document, validated
 from megatron_lm_zh.config.rules import RULES, TOPICS, broken_rules

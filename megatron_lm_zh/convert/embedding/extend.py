@@ -20,11 +20,11 @@ from megatron_lm_zh.convert.hf_files import (
     INDEX,
     HFWeights,
     header_bytes,
-    read_json,
     write_json,
 )
 from megatron_lm_zh.convert.output import new_directory
 from megatron_lm_zh.errors import UserError, nearest
+from megatron_lm_zh.files import read_json, read_json_if_any
 from megatron_lm_zh.tokenizer.embedding.parts import Parts, find_parts
 from megatron_lm_zh.tokenizer.embedding.vocabulary import Vocabulary, check_extends, holds_tokenizer, read_vocabulary
 from megatron_lm_zh.tokenizer.extension import RECORD_FILE
@@ -186,7 +186,7 @@ def _plan(
 
 def _check_special_ids(source: Path, config: Mapping[str, Any], base: Vocabulary, new: Vocabulary) -> None:
     """No id that the model's settings name may become a new piece."""
-    generation = read_json(source / GENERATION_CONFIG) if (source / GENERATION_CONFIG).is_file() else {}
+    generation = read_json_if_any(source / GENERATION_CONFIG)
     for file, settings in ((CONFIG, config), (GENERATION_CONFIG, generation)):
         for key, value in settings.items():
             for id_ in value if isinstance(value, list) else [value]:
@@ -212,7 +212,7 @@ def _copy_other_files(source: Path, shards: list[Shard], partial: Path) -> tuple
 def _put_tokenizer(new: Vocabulary, source: Path, partial: Path) -> None:
     """The new tokenizer's files; the source's chat template where the new one has none."""
     new.tokenizer.save_huggingface(partial)
-    config = read_json(partial / TOKENIZER_CONFIG) if (partial / TOKENIZER_CONFIG).is_file() else {}
+    config = read_json_if_any(partial / TOKENIZER_CONFIG)
     own = [new.path / name for name in TEMPLATES if (new.path / name).is_file()]
     if own or "chat_template" in config:
         for name in TEMPLATES:
@@ -220,7 +220,7 @@ def _put_tokenizer(new: Vocabulary, source: Path, partial: Path) -> None:
         for path in own:
             shutil.copyfile(path, partial / path.name)
         return
-    carried = read_json(source / TOKENIZER_CONFIG) if (source / TOKENIZER_CONFIG).is_file() else {}
+    carried = read_json_if_any(source / TOKENIZER_CONFIG)
     if "chat_template" in carried:
         config["chat_template"] = carried["chat_template"]
         text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
@@ -308,7 +308,7 @@ def _copy(source: BinaryIO, file: BinaryIO, tensor: Stored) -> None:
 def _write_record(tokenizer: Path, partial: Path, result: Result, options: Options) -> None:
     """extension.json: the tokenizer's own, with what became of the embedding."""
     directory = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    record = read_json(directory / RECORD_FILE) if (directory / RECORD_FILE).is_file() else {}
+    record = read_json_if_any(directory / RECORD_FILE)
     embedding = {
         "methods": dict(result.methods),
         "seed": options.seed,

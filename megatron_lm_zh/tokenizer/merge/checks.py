@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.files import read_json_if_any
 from megatron_lm_zh.tokenizer.base import Tokenizer
 from megatron_lm_zh.tokenizer.sentencepiece import SentencePieceTokenizer
 
@@ -65,7 +64,7 @@ def check_added_tokens(directory: Path, loaded: dict[str, int]) -> None:
     """
     if not directory.is_dir():
         return
-    vocab = _read(directory / "tokenizer.json").get("model", {}).get("vocab", {})
+    vocab = read_json_if_any(directory / "tokenizer.json").get("model", {}).get("vocab", {})
     ids: dict[str, int] = dict(vocab) if isinstance(vocab, dict) else {}
     contents = {id_: content for content, id_ in ids.items()}
     seen: set[tuple[str, str]] = set()
@@ -90,23 +89,13 @@ def check_added_tokens(directory: Path, loaded: dict[str, int]) -> None:
 def _added_tokens(directory: Path) -> Iterator[tuple[str, str, int]]:
     """File, text and id of each added token, file by file."""
     try:
-        for token in _read(directory / "tokenizer.json").get("added_tokens") or []:
+        for token in read_json_if_any(directory / "tokenizer.json").get("added_tokens") or []:
             yield "tokenizer.json", token["content"], int(token["id"])
-        for content, id_ in _read(directory / "added_tokens.json").items():
+        for content, id_ in read_json_if_any(directory / "added_tokens.json").items():
             yield "added_tokens.json", content, int(id_)
-        for id_, token in (_read(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
+        for id_, token in (
+            read_json_if_any(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+        ).items():
             yield "tokenizer_config.json", token["content"], int(id_)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"broken added tokens ({type(error).__name__}: {error})", where=str(directory)) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", where=str(path)) from error
-    if not isinstance(content, dict):
-        raise UserError("not a JSON object", where=str(path))
-    return content

@@ -102,6 +102,14 @@ def test_wordpiece_reads_as_bert_does(trained: Trained) -> None:
     ]
 
 
+def test_wordpiece_counts_the_bytes_of_words(trained: Trained) -> None:
+    tokenizer = load_tokenizer("HuggingFace", trained("wordpiece"))
+    words = "underwater waterfall 北京 在 中国"
+    ids = tokenizer.encode(words)
+    assert len(ids) > len(words.split())  # some begin with ##
+    assert tokenizer.token_sizes()[ids, 0].sum() == len(words.replace(" ", "").encode())
+
+
 @pytest.mark.parametrize("kind", SIZES)
 def test_the_same_input_gives_the_same_bytes(trained: Trained, text_file: Path, tmp_path: Path, kind: str) -> None:
     """In another process, which hashes otherwise, and with other threads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import signal
@@ -152,7 +153,8 @@ def test_ctrl_c_stops_it_and_leaves_nothing(tmp_path: Path) -> None:
     text.write_text("".join(chr(0x4E00 + int(rng.expovariate(0.002))) for _ in range(1_500_000)), encoding="utf-8")
     command = [sys.executable, "-m", "megatron_lm_zh", "tokenizer", "train", "--input", str(text)]
     asked = [*command, "--vocab-size", "9000", "--model-type", "unigram", "--output", str(tmp_path / "o")]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True) as process:
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         assert process.stderr is not None
         lines = iter(process.stderr.readline, "")
         assert next(line for line in lines if line.startswith("training unigram, 9,000 ids"))
