@@ -136,8 +136,8 @@ def _apart(call: Callable[[], Tokenizer], look: Callable[[], None]) -> Tokenizer
             future.set_exception(error)
 
     thread = Thread(target=run, daemon=True)
-    thread.start()
     look()
+    thread.start()
     while thread.is_alive():
         thread.join(LOOK_EVERY)
         look()
