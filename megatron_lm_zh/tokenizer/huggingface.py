@@ -200,7 +200,15 @@ class HuggingFaceTokenizer:
 
     def _converted(self) -> tuple[tokenizers.Tokenizer, str | None]:
         transformers = importlib.import_module("transformers")  # it imports torch, which tokenizer.json does not need
-        loaded = transformers.AutoTokenizer.from_pretrained(str(self.path), use_fast=True)
+        try:
+            loaded = transformers.AutoTokenizer.from_pretrained(str(self.path), use_fast=True)
+        except (OSError, ValueError) as error:  # with pages of text
+            held = ", ".join(sorted(path.name for path in self.path.iterdir())[:8])
+            raise UserError(
+                f"transformers finds no tokenizer in it ({held or 'it is empty'})",
+                where=str(self.path),
+                expected="tokenizer.json, or tokenizer_config.json with vocabulary files",
+            ) from error
         if not loaded.is_fast:
             raise UserError(
                 f"{type(loaded).__name__} has no fast form", where=str(self.path), expected="one with tokenizer.json"

@@ -65,7 +65,7 @@ def tensors(source: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
 INPUT = "model.embed_tokens.weight"
 WRONG: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "no config": (lambda source, new: (source / "config.json").unlink(), "hf: no config.json"),
-    "broken config": (lambda source, new: (source / "config.json").write_text("{"), "config.json: unreadable"),
+    "broken config": (lambda source, new: (source / "config.json").write_text("{"), "config.json: not JSON"),
     "no vocab_size": (lambda source, new: config(source, vocab_size=None), "config.json: no vocab_size"),
     "vocab_size of text": (lambda source, new: config(source, vocab_size="many"), "config.json: no vocab_size"),
     "other vocab_size": (
@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
         "new: no tokenizer can",
     ),
     "base as new": (lambda source, new: copy_base(source, new), "new: it has no id that the base has not"),
-    "broken record": (lambda source, new: (new / "extension.json").write_text("["), "extension.json: unreadable"),
+    "broken record": (lambda source, new: (new / "extension.json").write_text("["), "extension.json: not JSON"),
 }
 
 
