@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from megatron_lm_zh.errors import UserError
 
@@ -31,6 +32,24 @@ def write_error(path: Path, error: OSError) -> UserError:
     """The one line for a file that could not be written, e.g. because the disk is full."""
     mend = "free some space or choose another place; nothing was left behind" if error.errno == errno.ENOSPC else ""
     return UserError(f"cannot write: {error.strerror or error}", where=str(path), mend=mend)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; UserError names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"unreadable: {error.strerror or error}", where=str(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise UserError("not a JSON object", where=str(path))
+    return value
+
+
+def read_json_if_any(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; an empty one where there is no such file."""
+    return read_json(path) if path.is_file() else {}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Mean loss of a text under a run's newest checkpoint or an exported model, over the same windows whichever it is.
 
-The loss is in nats per token; bits per byte and bits per character compare models of different tokenizers.
+Compare models of different tokenizers by bits per byte or per character alone; the loss (nats per token) and the
+perplexity depend on how long the tokens are. --json says which tokenizer it was: equal fingerprints, comparable losses.
 """
 
 from __future__ import annotations
@@ -48,9 +49,13 @@ def run(args: argparse.Namespace) -> int:
         for name, value in (("bits/byte", row.bits_per_byte), ("bits/char", row.bits_per_char))
         if value is not None
     ]
-    print(f"{row.source}: lm loss {row.lm_loss:.6f}, ppl {row.ppl:.2f}, {', '.join(bits)}; {row.tokens:,} tokens")
+    print(
+        f"{row.source}: {', '.join(bits)}; of this tokenizer alone: lm loss {row.lm_loss:.6f}, ppl {row.ppl:.2f}, "
+        f"{row.tokens:,} tokens"
+    )
     if args.json is not None:
-        facts = row.to_json() | {"model": str(args.model), "data": args.data, "bytes": text.bytes}
+        facts = row.to_json() | {"model": str(args.model), "data": args.data, "tokenizer": tokenizer.fingerprint}
+        facts |= {"bytes": text.bytes}
         write_bytes(args.json, (json.dumps(facts | {"characters": text.characters}, indent=1) + "\n").encode())
     return 0
 

@@ -1,4 +1,4 @@
-"""Makes tokenizers: `train` learns one from text, `merge` extends one, `report` says how good they are."""
+"""Makes tokenizers: `train` learns one from text, `merge` extends one, `report` audits, `embed` fits a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from megatron_lm_zh.cli.group import add_subcommands, run_subcommand
 
 SUMMARY = "train, extend and audit tokenizers"
-SUBCOMMANDS = ("train", "merge", "report")
+SUBCOMMANDS = ("train", "merge", "report", "embed")
 """Each is a file of cli/tokenizer_tools/, which has SUMMARY, add_arguments(parser) and run(args)."""
 
 

@@ -6,9 +6,9 @@ import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,8 +18,12 @@ from megatron_lm_zh.config.overrides import apply_overrides
 from megatron_lm_zh.config.passthrough import check_table
 from megatron_lm_zh.config.problems import problems_of
 from megatron_lm_zh.config.rules import broken_rules
-from megatron_lm_zh.config.schema import Config
+from megatron_lm_zh.config.schema import Config, Model
 from megatron_lm_zh.errors import UserError, UserErrors
+
+Value = TypeVar("Value")
+Checked: TypeAlias = tuple[Value | None, dict[KeyPath, UserError]]
+"""A value, or None, and what is wrong with its document, by key path."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, world: int | None = None) -> Config:
@@ -33,14 +37,41 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, world: int |
     Raises:
         UserErrors: every unknown key, wrong type, bad `megatron:` field and broken rule, in the order of the file.
     """
+
+    def check(document: Document) -> Checked[Config]:
+        _fill_empty_sections(document)
+        return _validate(document, world)
+
+    return load_document(path, overrides, check)
+
+
+def load_document(path: str | Path, overrides: Sequence[str], check: Callable[[Document], Checked[Value]]) -> Value:
+    """Reads and checks a YAML file of any schema.
+
+    Args:
+        path: YAML file.
+        overrides: `a.b.c=value`, applied in order after the file.
+        check: the value of a document, or what is wrong with it; often `validated` of its schema.
+
+    Raises:
+        UserErrors: all that is wrong, bad overrides first, then in the order of the file.
+    """
     document = read_document(path)
     problems = apply_overrides(document, overrides)
-    _fill_empty_sections(document)
-    config, found = _validate(document, world)
+    value, found = check(document)
     problems += [found[path] for path in sorted(found, key=lambda path: _order(document, path))]
-    if problems or config is None:
+    if problems or value is None:
         raise UserErrors(problems)
-    return config
+    return value
+
+
+def validated(schema: type[Value], document: Document) -> Checked[Value]:
+    """A document as a pydantic dataclass."""
+    try:
+        # JSON mode: strict types, and yet lists make tuples and mappings make dataclasses.
+        return TypeAdapter(schema).validate_json(json.dumps(document.values)), {}
+    except ValidationError as error:
+        return None, problems_of(error, document, schema)
 
 
 def to_yaml(config: Config) -> str:
@@ -48,8 +79,8 @@ def to_yaml(config: Config) -> str:
     return dump(as_dict(config))
 
 
-def as_dict(config: Config) -> dict[str, Any]:
-    """The resolved config as plain dicts, lists and scalars, as YAML and JSON hold them."""
+def as_dict(config: Config | Model) -> dict[str, Any]:
+    """The resolved config, or its `model` section, as plain dicts, lists and scalars, as YAML and JSON hold them."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
@@ -63,18 +94,18 @@ def _fill_empty_sections(document: Document) -> None:
             document.values[name] = {}
 
 
-def _validate(document: Document, world: int | None) -> tuple[Config | None, dict[KeyPath, UserError]]:
+def _validate(document: Document, world: int | None) -> Checked[Config]:
     """The config, or None, and what is wrong, by key path.
 
     The rules need a whole Config. Where keys failed, they run on what is left without those keys, and rules that read
     one of them are not asked.
     """
     found = _megatron_problems(document)
-    config, failed = _build(document.values, document)
+    config, failed = validated(Config, document)
     found |= failed
     rest = config
     if config is None:
-        rest, _ = _build(_without(document.values, failed), document)
+        rest, _ = validated(Config, dataclasses.replace(document, values=_without(document.values, failed)))
     if rest is not None:
         for rule, error in broken_rules(rest, world, unknown=failed):
             places = [path for path in rule.paths if path in document.places]
@@ -82,14 +113,6 @@ def _validate(document: Document, world: int | None) -> tuple[Config | None, dic
             placed = UserError(error.what, where=document.place(path), expected=error.expected, mend=error.mend)
             found[*path, rule.name] = placed  # the rule's name keeps apart two errors of one key
     return config, found
-
-
-def _build(values: dict[str, Any], document: Document) -> tuple[Config | None, dict[KeyPath, UserError]]:
-    try:
-        # JSON mode: strict types, and yet lists make tuples and mappings make dataclasses.
-        return TypeAdapter(Config).validate_json(json.dumps(values)), {}
-    except ValidationError as error:
-        return None, problems_of(error, document)
 
 
 def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:

@@ -51,6 +51,8 @@ class FromHF:
         with new_directory(checkpoint, self.plan.num_bytes, self.plan.fingerprint("from-hf", before)) as result:
             copy_from_hf(self.hf_dir, result.path / "tokenizer")
             special_tokens = {key: self.hf_config.get(key) for key in SPECIAL_TOKENS}
+            if "auto_map" in self.hf_config:  # where the classes of remote code are
+                special_tokens["auto_map"] = self.hf_config["auto_map"]
             write_model_file(result.path / MODEL_FILE, self.model, special_tokens)
             write_pieces(
                 result.path,

@@ -21,6 +21,7 @@ from megatron_lm_zh.convert.mapped import mapped
 from megatron_lm_zh.convert.plan import Piece, Plan, PlannedFile, cut
 from megatron_lm_zh.convert.records import raw
 from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.files import read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -29,7 +30,7 @@ SINGLE = "model.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
-_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         "F64": torch.float64,
         "F32": torch.float32,
@@ -45,7 +46,7 @@ _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
         "BOOL": torch.bool,
     }
 )
-_DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType({dtype: name for name, dtype in _DTYPES.items()})
+_DTYPE_NAMES: Mapping[torch.dtype, str] = MappingProxyType({dtype: name for name, dtype in DTYPES.items()})
 
 
 class HFWeights:
@@ -99,16 +100,31 @@ class HFWeights:
 
 def read_header(path: Path) -> dict[str, tuple[int, TensorSpec]]:
     """Where each tensor of a safetensors file begins, its shape and dtype; UserError where the file is not whole."""
+    header, start = raw_header(path)
+    try:
+        return _tensors(header, start, path.stat().st_size)
+    except (OSError, ValueError) as error:
+        raise UserError(f"unreadable: {str(error)[:300]}", where=str(path)) from error
+
+
+def raw_header(path: Path) -> tuple[Any, int]:
+    """The JSON at the beginning of a safetensors file, and where the tensors begin; UserError where there is none."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError(f"{size:,} bytes, and a header of {length:,}")
-            header = json.loads(file.read(length), object_pairs_hook=_once)
-        return _tensors(header, 8 + length, size)
+            return json.loads(file.read(length), object_pairs_hook=_once), 8 + length
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"unreadable: {str(error)[:300]}", where=str(path)) from error
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What stands before the tensors in a safetensors file."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,9 +146,9 @@ def _tensors(header: Any, start: int, size: int) -> dict[str, tuple[int, TensorS
             continue
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"{name[:200]!r} is no entry of a tensor")
-        shape, dtype = entry["shape"], _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+        shape, dtype = entry["shape"], DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
         if dtype is None:
-            raise ValueError(f"{name} is {str(entry['dtype'])[:50]}; expected one of {', '.join(_DTYPES)}")
+            raise ValueError(f"{name} is {str(entry['dtype'])[:50]}; expected one of {', '.join(DTYPES)}")
         if not _whole_numbers(shape) or not _whole_numbers(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
             raise ValueError(f"{name[:200]!r} has no shape or no offsets")
         begin, end = entry["data_offsets"]
@@ -170,9 +186,7 @@ def plan_safetensors(specs: Mapping[str, TensorSpec], max_shard_bytes: int) -> P
             end = offset + spec.num_bytes
             header[name] = {"dtype": _DTYPE_NAMES[spec.dtype], "shape": spec.shape, "data_offsets": (offset, end)}
             offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        text = len(text).to_bytes(8, "little") + text
+        text = header_bytes(header)
         files.append(PlannedFile(file, len(text) + offset, text))
         for name, spec in shard.items():
             begin = len(text) + header[name]["data_offsets"][0]
@@ -188,17 +202,6 @@ def write_index(directory: Path, plan: Plan) -> None:
             "weight_map": {piece.key: piece.file for piece in plan.pieces},
         }
         write_json(directory / INDEX, index)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UserError names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"unreadable: {error}", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", where=str(path))
-    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

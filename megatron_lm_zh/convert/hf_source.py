@@ -10,12 +10,13 @@ from typing import Any
 from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.convert.engine import Source
 from megatron_lm_zh.convert.fp8 import QUANTIZATION, Dequantized, block_size, check_whole
-from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights, read_json
+from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights
 from megatron_lm_zh.convert.model_config import from_hf_config
 from megatron_lm_zh.convert.prefixed import with_prefix
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.base import HuggingFace
 from megatron_lm_zh.families.registry import family_of, huggingface
+from megatron_lm_zh.files import read_json
 
 
 def open_hf(directory: Path) -> tuple[dict[str, Any], Model, Source]:

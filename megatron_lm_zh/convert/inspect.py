@@ -13,7 +13,7 @@ import torch
 
 from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.convert.engine import Conversion, Source, TensorSpec
-from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights, read_json
+from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights
 from megatron_lm_zh.convert.hf_source import open_hf
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, MegatronWeights, find_checkpoint, is_weight
 from megatron_lm_zh.convert.plan import natural
@@ -22,6 +22,7 @@ from megatron_lm_zh.convert.to_hf import read_model
 from megatron_lm_zh.convert.torch_dist import METADATA
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import huggingface
+from megatron_lm_zh.files import read_json
 from megatron_lm_zh.run_directory import MANIFEST
 
 _BLOCK = 1 << 24

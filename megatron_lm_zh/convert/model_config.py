@@ -46,6 +46,8 @@ def to_hf_config(family: Family, model: Model, dtype: torch.dtype, special_token
             _put(config, fixed.hf, fixed.value)
     name = str(dtype).removeprefix("torch.")
     config |= {key: special_tokens.get(key) for key in SPECIAL_TOKENS}
+    if special_tokens.get("auto_map"):
+        config["auto_map"] = special_tokens["auto_map"]
     return config | {"torch_dtype": name, "dtype": name, "use_cache": True}
 
 

@@ -23,7 +23,6 @@ from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.convert.boxes import StoredTensors
 from megatron_lm_zh.convert.buckets import BucketStates, is_split
 from megatron_lm_zh.convert.engine import Source, TensorSpec
-from megatron_lm_zh.convert.hf_files import read_json
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, find_checkpoint, is_weight
 from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS
 from megatron_lm_zh.convert.model_file import write_model_file
@@ -34,7 +33,7 @@ from megatron_lm_zh.convert.to_hf import read_model, tokenizer_of
 from megatron_lm_zh.convert.tokenizer_files import copy_all
 from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, METADATA, plan_torch_dist, write_index
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_bytes
+from megatron_lm_zh.files import read_json, write_bytes
 from megatron_lm_zh.run_directory import CONFIG, MANIFEST
 
 COMMON = "common.pt"

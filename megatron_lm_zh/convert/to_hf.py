@@ -72,7 +72,9 @@ class ToHF:
             elif find_plain(self.checkpoint) is None:
                 _put_tokenizer(self.checkpoint, result.path)
             write_json(result.path / CONFIG, self.hf_config)
-            write_json(result.path / GENERATION_CONFIG, {key: self.special_tokens.get(key) for key in SPECIAL_TOKENS})
+            if not (result.path / GENERATION_CONFIG).is_file():
+                ends = {key: self.special_tokens.get(key) for key in SPECIAL_TOKENS}
+                write_json(result.path / GENERATION_CONFIG, ends)
             write_index(result.path, self.plan)
             write_pieces(
                 result.path,
@@ -132,7 +134,9 @@ def _open(checkpoint: Path, asked: Asked) -> Opened:
     if plain is not None:
         return open_plain(plain, asked)
     if asked != NOTHING_ASKED:
-        raise UserError("the checkpoint says itself what model it is", where=str(checkpoint), mend="leave the flags out")
+        raise UserError(
+            "the checkpoint says itself what model it is", where=str(checkpoint), mend="leave the flags out"
+        )
     found = find_checkpoint(checkpoint)
     source = MegatronWeights(found)
     model, special_tokens = read_model(found)

@@ -1,4 +1,4 @@
-"""The tokenizer that travels with a model: its files, copied as they are."""
+"""What travels with a model and is copied as it is: the tokenizer's files, the generation config, remote code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _NAMES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "generation_config.json",
 )
 
 
 def copy_from_hf(hf_dir: Path, target: Path) -> None:
-    """Copies the tokenizer files of a Hugging Face directory, if it has any, to a new directory `target`."""
-    present = [hf_dir / name for name in _NAMES if (hf_dir / name).is_file()]
+    """Copies what goes through unread to a new directory `target`: tokenizer, generation config, remote code."""
+    present = [hf_dir / name for name in _NAMES if (hf_dir / name).is_file()] + sorted(hf_dir.glob("*.py"))
     if present:
         target.mkdir(exist_ok=True)
         for path in present:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from megatron_lm_zh.config.base import STRICT, PositiveInt
 from megatron_lm_zh.config.document import read_document
-from megatron_lm_zh.config.overrides import apply_overrides
-from megatron_lm_zh.config.problems import problems_of
+from megatron_lm_zh.config.load import load_document, validated
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.config.sections.data import Data
 from megatron_lm_zh.data.order.blend import Stage
@@ -24,7 +23,6 @@ from megatron_lm_zh.data.order.weights import (
     plan_blend,
     source_weights,
 )
-from megatron_lm_zh.errors import UserErrors
 
 
 def plan_of(config: Config, tokens: Sequence[int], num_samples: int) -> BlendPlan:
@@ -108,15 +106,7 @@ def read_table(path: str | Path, overrides: Sequence[str] = ()) -> BlendTable:
     Raises:
         UserErrors: all that is wrong with it.
     """
-    document = read_document(path)
-    problems = apply_overrides(document, overrides)
-    try:
-        table: BlendTable = TypeAdapter(BlendTable).validate_json(json.dumps(document.values))
-    except ValidationError as error:
-        raise UserErrors([*problems, *problems_of(error, document, BlendTable).values()]) from error
-    if problems:
-        raise UserErrors(problems)
-    return table
+    return load_document(path, overrides, functools.partial(validated, BlendTable))
 
 
 def is_table(path: str | Path) -> bool:

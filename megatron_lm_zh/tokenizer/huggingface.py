@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers: a directory with tokenizer.json, or with the older files that transformers can convert."""
+"""Hugging Face tokenizers: a directory with tokenizer.json, or with the older files that can be converted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 import importlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -19,9 +19,11 @@ import tokenizers.pre_tokenizers
 from numpy.typing import NDArray
 
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_bytes
+from megatron_lm_zh.files import read_json_if_any, write_bytes
 from megatron_lm_zh.tokenizer.base import JsonForm, sizes_of_bytes
-from megatron_lm_zh.tokenizer.spm_export import RECORD, SPACE, tokenizer_config
+from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
+from megatron_lm_zh.tokenizer.spm_export import RECORD, SPACE, settings_of, tokenizer_config
+from megatron_lm_zh.tokenizer.tiktoken import from_tiktoken, tiktoken_file
 
 FILES = (
     "tokenizer.json",
@@ -42,11 +44,13 @@ GPT2_END = "<|endoftext|>"
 class HuggingFaceTokenizer:
     """A tokenizer of a Hugging Face directory, run by the `tokenizers` library itself where there is a tokenizer.json.
 
-    Without one, ``vocab.json`` and ``merges.txt`` alone are GPT-2's byte-level BPE; anything else is converted by
-    transformers' AutoTokenizer, which imports torch.
+    Without one, ``vocab.json`` and ``merges.txt`` alone are GPT-2's byte-level BPE, and a file in tiktoken's format is
+    the tokenizer of its preset; anything else is converted by transformers' AutoTokenizer, which imports torch.
 
     Args:
-        path: the directory.
+        path: the directory, or a file in tiktoken's format.
+        preset: how a file in tiktoken's format is read, see `from_tiktoken`.
+        special: its special tokens.
 
     Raises:
         UserError: there is no such directory, no tokenizer in it, or it has no end-of-sequence token.
@@ -54,19 +58,30 @@ class HuggingFaceTokenizer:
 
     library = "tokenizers"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, preset: str = "", special: Sequence[str] = ()) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
+        ranks = tiktoken_file(self.path)
+        if not self.path.is_dir() and ranks is None:
             raise UserError(
                 "no such directory", where=str(path), expected="a Hugging Face directory with tokenizer.json"
             )
-        self._config = self._read("tokenizer_config.json")
+        if ranks is None and (preset or special):
+            raise UserError("no file in tiktoken's format", where=str(path), mend="leave out --pattern and --special")
+        self._config = read_json_if_any(self.path / "tokenizer_config.json")
+        self.named: dict[str, str] = {}
+        """eos_token and so on, where the tokenizer is put together here and its tokenizer.json written by us."""
+        end: str | None
         try:
-            if (self.path / "tokenizer.json").is_file():
+            if ranks is not None:
+                self._tokenizer, first = from_tiktoken(ranks, preset, special)
+                end = self._named_end() or first
+                self.named = {"eos_token": end}
+            elif (self.path / "tokenizer.json").is_file():
                 self._tokenizer = tokenizers.Tokenizer.from_file(str(self.path / "tokenizer.json"))
                 end = self._named_end()
             elif self._is_bare_gpt2():
                 self._tokenizer, end = self._gpt2(), GPT2_END
+                self.named = {"eos_token": GPT2_END, "bos_token": GPT2_END, "unk_token": GPT2_END}
             else:
                 self._tokenizer, end = self._converted()
         except UserError:
@@ -115,34 +130,40 @@ class HuggingFaceTokenizer:
     def token_sizes(self) -> NDArray[np.int64]:
         """[vocab_size, 2]: bytes and characters of each token; see `Tokenizer`.
 
-        Exact for byte-level and SentencePiece-like tokenizers; others (WordPiece) count what a token alone decodes to.
+        Exact for byte-level and SentencePiece-like tokenizers. WordPiece keeps no spaces, so none are counted; any
+        other kind counts what a token alone decodes to.
         """
         return self._sizes
 
     @functools.cached_property
     def _sizes(self) -> NDArray[np.int64]:
         added = self._tokenizer.get_added_tokens_decoder()
-        decoder = json.dumps(json.loads(self._tokenizer.to_str())["decoder"], ensure_ascii=False)
-        alphabet = _byte_alphabet() if '"ByteLevel"' in decoder else None
+        how = json.loads(self._tokenizer.to_str())["decoder"] or {}
+        decoder = json.dumps(how, ensure_ascii=False)
+        alphabet = byte_alphabet() if '"ByteLevel"' in decoder else None
         pieces = [b""] * self.vocab_size
         for text, id_ in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if id_ in added:
                 pieces[id_] = b"" if added[id_].special else added[id_].content.encode()
-            elif alphabet is not None:
+            elif alphabet is not None and all(character in alphabet for character in text):
                 pieces[id_] = bytes(alphabet[character] for character in text)
             elif SPACE in decoder:  # SentencePiece's way of writing
                 is_byte = '"ByteFallback"' in decoder and len(text) == 6 and text.startswith("<0x")
                 pieces[id_] = bytes([int(text[3:5], 16)]) if is_byte else text.replace(SPACE, " ").encode()
+            elif how.get("type") == "WordPiece":
+                pieces[id_] = text.removeprefix(how["prefix"]).encode()
             else:
                 pieces[id_] = self._tokenizer.decode([id_]).encode()
         return sizes_of_bytes(pieces)
 
     def save_huggingface(self, directory: Path) -> None:
         """Copies the tokenizer's files as they are; vocabulary files without a config become a tokenizer.json."""
-        if self._is_bare_gpt2():
+        if self.named:
+            special = self.named
             content = self._tokenizer.to_str(pretty=True).encode()
-            special = {"eos_token": GPT2_END, "bos_token": GPT2_END, "unk_token": GPT2_END}
-            config = tokenizer_config(special, hashlib.sha256(content).hexdigest(), self.fingerprint)
+            config = settings_of(self._config) | tokenizer_config(
+                special, hashlib.sha256(content).hexdigest(), self.fingerprint
+            )
             write_bytes(directory / "tokenizer.json", content)
             write_bytes(directory / "special_tokens_map.json", json.dumps(special, indent=2).encode())
             write_bytes(directory / "tokenizer_config.json", json.dumps(config, indent=2).encode())
@@ -154,20 +175,10 @@ class HuggingFaceTokenizer:
         if templates.is_dir() and templates.resolve() != (directory / templates.name).resolve():
             shutil.copytree(templates, directory / templates.name, dirs_exist_ok=True)
 
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        if not path.is_file():
-            return {}
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UserError(f"not JSON: {error}", where=str(path)) from error
-        if not isinstance(content, dict):
-            raise UserError("not a JSON object", where=str(path))
-        return content
-
     def _named_end(self) -> str | None:
-        token = self._config.get("eos_token") or self._read("special_tokens_map.json").get("eos_token")
+        token = self._config.get("eos_token") or read_json_if_any(self.path / "special_tokens_map.json").get(
+            "eos_token"
+        )
         return token.get("content") if isinstance(token, dict) else token
 
     def _is_bare_gpt2(self) -> bool:
@@ -189,7 +200,15 @@ class HuggingFaceTokenizer:
 
     def _converted(self) -> tuple[tokenizers.Tokenizer, str | None]:
         transformers = importlib.import_module("transformers")  # it imports torch, which tokenizer.json does not need
-        loaded = transformers.AutoTokenizer.from_pretrained(str(self.path), use_fast=True)
+        try:
+            loaded = transformers.AutoTokenizer.from_pretrained(str(self.path), use_fast=True)
+        except (OSError, ValueError) as error:  # with pages of text
+            held = ", ".join(sorted(path.name for path in self.path.iterdir())[:8])
+            raise UserError(
+                f"transformers finds no tokenizer in it ({held or 'it is empty'})",
+                where=str(self.path),
+                expected="tokenizer.json, or tokenizer_config.json with vocabulary files",
+            ) from error
         if not loaded.is_fast:
             raise UserError(
                 f"{type(loaded).__name__} has no fast form", where=str(self.path), expected="one with tokenizer.json"
@@ -211,10 +230,3 @@ class HuggingFaceTokenizer:
         merges = content["model"].get("merges") or []
         content["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in merges]
         return hashlib.sha256(orjson.dumps([content, self.eod], option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte of each character of GPT-2's byte-level alphabet: printable Latin-1 is itself, the rest from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

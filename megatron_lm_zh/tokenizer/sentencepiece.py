@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import write_bytes
 from megatron_lm_zh.tokenizer.base import JsonForm, sizes_of_bytes
-from megatron_lm_zh.tokenizer.spm_export import tokenizer_config, tokenizer_json
+from megatron_lm_zh.tokenizer.spm_export import NAMED_TOKENS, tokenizer_config, tokenizer_json, user_defined
 from megatron_lm_zh.tokenizer.spm_file import ModelType, Piece, PieceType, SentencePieceFile, parse_model
 
 MODEL_FILE = "tokenizer.model"
@@ -82,12 +83,14 @@ class SentencePieceTokenizer:
         """A tokenizer.json for a BPE; see `Tokenizer`. A unigram's may break ties otherwise.
 
         Where it changes more than spaces into U+2581, SentencePiece's own normalizer is to go before: others' differ.
+        So it is where user-defined pieces meet a space put before the text, see `spm_export`.
         """
         if self.model.model_type != ModelType.BPE or not self._has_huggingface_form:
             return None
         content = tokenizer_json(self.model)
         prepare = None
-        if self.model.precompiled_charsmap or self.model.remove_extra_whitespaces:
+        cuts = self.model.add_dummy_prefix and user_defined(self.model)
+        if self.model.precompiled_charsmap or self.model.remove_extra_whitespaces or cuts:
             content["normalizer"], prepare = None, self._processor.normalize
         return JsonForm.of(json.dumps(content, ensure_ascii=False), prepare=prepare, asks_unicode=False)
 
@@ -107,11 +110,20 @@ class SentencePieceTokenizer:
     def _sizes(self) -> NDArray[np.int64]:
         return sizes_of_bytes([_bytes_of(piece) for piece in self.model.pieces])
 
-    def save_huggingface(self, directory: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and the .model itself."""
+    def save_huggingface(
+        self, directory: Path, *, settings: dict[str, Any] | None = None, post_processor: dict[str, Any] | None = None
+    ) -> None:
+        """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and the .model itself.
+
+        Args:
+            directory: where to.
+            settings: entries of tokenizer_config.json beside those that are known here; they come first.
+            post_processor: what tokenizer.json puts around a text's ids; nothing by default.
+        """
         if not self._has_huggingface_form:
             raise UserError("spaces at the end of words have no Hugging Face form", where=str(self.path))
-        content = tokenizer_json(self.model)
+        content = tokenizer_json(self.model) | {"post_processor": post_processor}
+        settings = settings or {}
         special = {
             f"{name}_token": self.model.pieces[id_].text
             for name, id_ in (
@@ -122,8 +134,9 @@ class SentencePieceTokenizer:
             )
             if id_ >= 0
         }
+        special |= {name: settings[name] for name in NAMED_TOKENS if settings.get(name)}
         json_bytes = _json(content)
-        config = tokenizer_config(special, hashlib.sha256(json_bytes).hexdigest(), self.fingerprint)
+        config = settings | tokenizer_config(special, hashlib.sha256(json_bytes).hexdigest(), self.fingerprint)
         write_bytes(directory / MODEL_FILE, self._content)
         write_bytes(directory / "tokenizer.json", json_bytes)
         write_bytes(directory / "special_tokens_map.json", _json(special))

@@ -10,6 +10,7 @@ A BPE gives the same ids for every text. A unigram model may break ties otherwis
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 from megatron_lm_zh.tokenizer.spm_file import ModelType, PieceType, SentencePieceFile
@@ -19,6 +20,31 @@ NEVER_CHOSEN = -1e5
 """Score of special and byte pieces in a unigram vocabulary: text that spells one is cut into other pieces."""
 RECORD = "megatron_lm_zh"
 """Key of tokenizer_config.json under which the .model's fingerprint is kept with the hash of its tokenizer.json."""
+
+NAMED_TOKENS = (
+    *("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"),
+    *("additional_special_tokens", "extra_special_tokens"),
+)
+"""Keys of tokenizer_config.json and special_tokens_map.json."""
+_OF_A_CLASS = (
+    "tokenizer_class",
+    "auto_map",
+    "backend",
+    "is_local",
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+    "legacy",
+    "sp_model_kwargs",
+    "spaces_between_special_tokens",
+    "use_default_system_prompt",
+    "add_prefix_space",
+    "errors",
+    RECORD,
+)
+"""Keys of tokenizer_config.json that a class other than PreTrainedTokenizerFast reads, or that say where files lay."""
 
 
 def tokenizer_json(model: SentencePieceFile) -> dict[str, Any]:
@@ -39,11 +65,11 @@ def tokenizer_json(model: SentencePieceFile) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(special: dict[str, str], json_sha256: str, fingerprint: str) -> dict[str, Any]:
+def tokenizer_config(special: dict[str, Any], json_sha256: str, fingerprint: str) -> dict[str, Any]:
     """The content of tokenizer_config.json.
 
     Args:
-        special: ``bos_token`` and so on, with their texts.
+        special: ``bos_token`` and so on, as `NAMED_TOKENS` has them.
         json_sha256: SHA-256 of the tokenizer.json beside it; while it holds, the fingerprint does.
         fingerprint: of the SentencePiece model.
     """
@@ -53,6 +79,16 @@ def tokenizer_config(special: dict[str, str], json_sha256: str, fingerprint: str
         "clean_up_tokenization_spaces": False,
         RECORD: {"tokenizer_json_sha256": json_sha256, "fingerprint": fingerprint},
     }
+
+
+def user_defined(model: SentencePieceFile) -> list[str]:
+    """Texts of user-defined pieces, which are cut out of text before any merge."""
+    return [piece.text for piece in model.pieces if piece.type == PieceType.USER_DEFINED]
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What another tokenizer_config.json says, without what names its class, its files or that class's own options."""
+    return {key: value for key, value in config.items() if key not in _OF_A_CLASS}
 
 
 def _added_tokens(model: SentencePieceFile) -> list[dict[str, Any]]:
@@ -80,12 +116,24 @@ def _normalizer(model: SentencePieceFile) -> dict[str, Any]:
         charsmap = base64.b64encode(model.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if model.remove_extra_whitespaces:
-        steps.append({"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""})
+        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if model.add_dummy_prefix:
-        steps.append({"type": "Prepend", "prepend": SPACE})
+        steps.append(_dummy_prefix(user_defined(model)))
     steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
     return {"type": "Sequence", "normalizers": steps}
+
+
+def _dummy_prefix(opaque: list[str]) -> dict[str, Any]:
+    """A space before each text.
+
+    `tokenizers` normalises an added token's own text as any other, and finds it in texts so: there must be no space
+    before it. So none is put before a text that is a user-defined piece and nothing else.
+    """
+    if not opaque:
+        return {"type": "Prepend", "prepend": SPACE}
+    alone = "|".join(map(re.escape, opaque))
+    return {"type": "Replace", "pattern": {"Regex": rf"\A(?!(?:{alone})\z)"}, "content": SPACE}
 
 
 def _decoder(model: SentencePieceFile) -> dict[str, Any]:

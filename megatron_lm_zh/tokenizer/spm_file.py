@@ -65,8 +65,10 @@ def parse_model(content: bytes) -> SentencePieceFile:
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}
     normaliser: dict[int, int | bytes] = {}
+    found = set()
     try:
         for number, value in _fields(content):
+            found.add(number)
             if number == 1:
                 pieces.append(_piece(_message(value)))
             elif number == 2:
@@ -75,6 +77,8 @@ def parse_model(content: bytes) -> SentencePieceFile:
                 normaliser = dict(_fields(_message(value)))
         if not pieces:
             raise ValueError("it has no pieces")
+        if not {2, 3} <= found:
+            raise ValueError("it is truncated: the trainer's or the normaliser's settings are missing")
         return SentencePieceFile(
             pieces=tuple(pieces),
             model_type=ModelType(int(trainer.get(3, 1))),

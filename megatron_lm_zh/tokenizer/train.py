@@ -1,97 +1,206 @@
-"""Training a SentencePiece BPE tokenizer on text files; the same input gives the same tokenizer."""
+"""Training a tokenizer on text files: the same input and options give the same files, on every machine."""
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-
-import sentencepiece
+from threading import Thread
+from typing import Any
 
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_bytes
-from megatron_lm_zh.tokenizer.sentencepiece import MODEL_FILE, SentencePieceTokenizer
+from megatron_lm_zh.files import sync_directory, temporary_name, write_bytes, write_error
+from megatron_lm_zh.tokenizer.base import Tokenizer
+from megatron_lm_zh.tokenizer.texts import TextFiles
+from megatron_lm_zh.tokenizer.training.kinds import KINDS, kind_named, options_for
+from megatron_lm_zh.tokenizer.training.options import Options
 
-LONGEST_LINE = 2048
-"""Characters; longer lines are cut, as SentencePiece leaves out sentences above its limit in bytes."""
+RECORD_FILE = "training.json"
+"""What the tokenizer was trained on, and how."""
+LOOK_EVERY = 0.1  # seconds
 
 
-def train_tokenizer(inputs: Sequence[Path], output: Path, *, vocab_size: int, json_key: str = "text") -> Path:
-    """Trains a byte-fallback BPE and writes ``output``/tokenizer.model and its Hugging Face files.
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is."""
 
-    Text is taken as it is (no normalisation, no space put before it), digits are tokens of their own, 99.95% of the
-    characters seen get a token, the others are spelled in bytes; so every text comes back exactly (but U+2581, which
-    stands for a space). All the text is held in memory. Ids: 0 unknown, 1 beginning of sequence, 2 end of sequence
-    (ends documents), then 256 bytes.
+    bytes_done: int
+    """Of the files, read so far; counted again where they are read again."""
+    bytes_total: int
+    is_read: bool
+    """Whether all text is read, and the library is at work on it."""
+    seconds: float
+
+
+def train_tokenizer(
+    inputs: Sequence[Path] | TextFiles,
+    output: Path,
+    *,
+    vocab_size: int,
+    model_type: str = "bpe",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    **options: Any,
+) -> Path:
+    """Trains a tokenizer and writes its files into a new directory, with ``training.json``, which says how.
+
+    Unless options say otherwise, text is taken as it is (no normalisation), digits are tokens of their own, and every
+    text comes back exactly: from SentencePiece's kinds but for U+2581, which stands for a space, and from WordPiece not
+    at all, as it forgets white space.
 
     Args:
-        inputs: .jsonl files (one object a line, text under ``json_key``) or .txt files.
-        output: directory; it is made when it does not exist.
+        inputs: .jsonl, .txt or .parquet files, or a part of them.
+        output: a new or empty directory; it appears when all is written.
         vocab_size: number of token ids.
+        model_type: a key of `KINDS`.
+        on_progress: is told every moment how far it is.
+        options: fields of `Options`.
 
     Returns:
-        The directory, loadable as type SentencePiece and as type HuggingFace.
+        The directory. It loads as type HuggingFace; that of a SentencePiece model as type SentencePiece, too.
 
     Raises:
-        UserError: an input is missing or broken, or the vocabulary size does not suit the text.
+        UserError: an input is missing or broken, the vocabulary size does not suit the text, an option does not suit
+            the kind, or the output is taken or cannot be written.
     """
-    for path in inputs:
-        if path.suffix not in (".jsonl", ".txt"):
-            raise UserError(f"unknown kind of file {path.suffix!r}", where=str(path), expected=".jsonl or .txt")
-        if not path.is_file():
-            raise UserError("no such file", where=str(path))
-    lines = [line for path in inputs for line in _lines(path, json_key)]
-    if not lines:
-        raise UserError("no text to train on", where=", ".join(map(str, inputs)))
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            character_coverage=0.9995,
-            max_sentence_length=4 * LONGEST_LINE,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        # Messages read "INTERNAL: file.cc(12) [condition] what is wrong".
-        raise UserError(
-            f"SentencePiece cannot train {vocab_size} ids on this text: {str(error).rpartition('] ')[2]}",
-            where="--vocab-size",
-        ) from error
-    output.mkdir(parents=True, exist_ok=True)
-    write_bytes(output / MODEL_FILE, model.getvalue())
-    SentencePieceTokenizer(output).save_huggingface(output)
+    kind, asked = kind_named(model_type), options_for(model_type, vocab_size, options)
+    files = inputs if isinstance(inputs, TextFiles) else TextFiles(tuple(inputs))
+    reader = _Reader(files)
+    with _new_directory(output) as directory:
+        try:
+            tokenizer = _apart(
+                lambda: kind.train(reader.texts, asked, directory), lambda: on_progress(reader.progress())
+            )
+        except Exception:
+            if reader.error is not None:  # the libraries wrap it in an error of their own
+                raise reader.error from None
+            if reader.read and reader.blank:
+                raise UserError("no text to train on", where=", ".join(map(str, files.paths))) from None
+            raise
+        _check_special_tokens(tokenizer, asked)
+        record = _record(model_type, asked, reader, tokenizer)
+        write_bytes(directory / RECORD_FILE, (json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode())
     return output
 
 
-def _lines(path: Path, json_key: str) -> Iterator[str]:
-    """Lines of text of one file, none empty, none longer than LONGEST_LINE."""
-    number = 0
+class _Reader:
+    """Hands texts to a library, and remembers what came of it."""
+
+    def __init__(self, files: TextFiles) -> None:
+        self.files = files
+        self.error: Exception | None = None
+        self._total = sum(path.stat().st_size for path in files.paths)
+        self._started = time.monotonic()
+        self._restart()
+
+    def _restart(self) -> None:
+        self.count = self.characters = self._done = 0
+        self.read, self.blank = False, True
+
+    def texts(self) -> Iterator[str]:
+        """The texts, from the first one on."""
+        self._restart()
+        try:
+            for text in self.files.texts(self._add):
+                self.count += 1
+                self.characters += len(text)
+                self.blank = self.blank and not text.strip()
+                yield text
+        except Exception as error:
+            self.error = error
+            raise
+        self.read = True
+
+    def _add(self, bytes_: int) -> None:
+        self._done += bytes_
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        return Progress(self._done, self._total, self.read, time.monotonic() - self._started)
+
+
+def _apart(call: Callable[[], Tokenizer], look: Callable[[], None]) -> Tokenizer:
+    """Runs a library's training in a thread of its own: this one says that it is alive, and obeys Ctrl-C."""
+    future: Future[Tokenizer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = Thread(target=run, daemon=True)
+    look()
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_EVERY)
+        look()
+    return future.result()
+
+
+def _check_special_tokens(tokenizer: Tokenizer, options: Options) -> None:
+    """Text that spells a special token is plain text, so no such token may be a piece of text as well."""
+    for token in options.special_tokens if options.pad_token is None else (options.pad_token, *options.special_tokens):
+        special = set(tokenizer.encode_special(token))
+        if len(special) != 1 or special & set(tokenizer.encode(token)):
+            raise UserError(
+                f"{token!r} is a piece of plain text",
+                where="--special-tokens",
+                expected=f"what text does not hold, such as <|{token}|>",
+            )
+
+
+def _record(model_type: str, options: Options, reader: _Reader, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of training.json; nothing in it depends on the machine or the time."""
+    kind, files = KINDS[model_type], reader.files
+    taken = asdict(options)
+    return {
+        "model_type": model_type,
+        "options": {
+            name: taken[name]
+            for name in taken
+            if name in ("vocab_size", "special_tokens", "normalization", *kind.takes)
+        },
+        "cleaning": kind.cleaning,
+        "inputs": [{"path": str(path), "bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files.paths],
+        "sample": {"json_key": files.json_key, "share": files.share, "seed": files.seed},
+        "texts": reader.count,
+        "characters": reader.characters,
+        "libraries": {kind.library: version(kind.library)},
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_document": tokenizer.eod,
+        "fingerprint": tokenizer.fingerprint,
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _new_directory(output: Path) -> Iterator[Path]:
+    """An empty directory that takes the name ``output`` when the block ends, and leaves nothing when it raises.
+
+    Raises:
+        UserError: there is something already, or the system refuses to write.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError("there is something already", where=str(output), expected="a new or empty directory")
+    partial = temporary_name(output.absolute())
     try:
-        with path.open(encoding="utf-8", newline="\n") as stream:
-            for number, line in enumerate(stream, 1):  # noqa: B007 - the number is for the message below
-                text = line if path.suffix == ".txt" else json.loads(line)[json_key]
-                for part in text.split("\n"):
-                    for at in range(0, len(part), LONGEST_LINE):
-                        yield part[at : at + LONGEST_LINE]
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8: {error.reason}", where=f"{path}:{number + 1}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"broken line ({type(error).__name__}: {error})",
-            where=f"{path}:{number}",
-            expected=f'a JSON object with a text "{json_key}"',
-        ) from error
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        partial.rename(output)  # takes the place of an empty directory, too
+        sync_directory(partial.parent)
+    except OSError as error:
+        raise write_error(output, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

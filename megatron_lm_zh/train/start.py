@@ -21,7 +21,7 @@ from megatron_lm_zh.families.registry import huggingface
 from megatron_lm_zh.models.fsdp import FullySharded
 from megatron_lm_zh.models.initialise import sharded_tensors
 
-_FREE = frozenset({"max_position_embeddings", "init_method_std", "attention_dropout"})
+_FREE = frozenset({"max_position_embeddings", "init_method_std", "attention_dropout", "hidden_dropout"})
 """Keys of config.json that may differ: they say how a model was trained, not what its weights compute."""
 
 

@@ -35,6 +35,7 @@ def test_a_run_and_its_export_agree(tiny_run: Path, tiny_data: Path, tmp_path: P
         assert row["tokens"] == reference["tokens"]
         assert row["lm_loss"] == pytest.approx(reference["lm_loss"], abs=1e-5)
         assert row["bits_per_char"] == pytest.approx(reference["bits_per_char"], abs=1e-5)
+        assert row["tokenizer"] == reference["tokenizer"]
         assert row["ppl"] == pytest.approx(math.exp(row["lm_loss"]))
         assert row["bits_per_byte"] * row["bytes"] == pytest.approx(row["bits_per_char"] * row["characters"])
     text = sum(len(json.loads(line)["text"]) for line in (tiny_data / "zh.jsonl").read_text().splitlines())

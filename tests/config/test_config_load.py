@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TEXT
+from small_config import TEXT
 
 from megatron_lm_zh.config.load import load_config, to_yaml
 from megatron_lm_zh.config.schedules import Constant, Cosine

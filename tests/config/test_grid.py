@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT
+from small_config import TEXT
 
 from megatron_lm_zh.config.grid import dense_grid, expert_grid, stages
 from megatron_lm_zh.config.load import load_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +17,9 @@ import broken_network
 import broken_optim
 import broken_precision
 import broken_run
-from conftest import TEXT
+from small_config import TEXT
 
-from megatron_lm_zh.config.document import read_document
-from megatron_lm_zh.config.load import _build
-from megatron_lm_zh.config.overrides import apply_overrides
+from megatron_lm_zh.config.load import load_document, validated
 from megatron_lm_zh.config.rules import RULES, TOPICS, broken_rules
 from megatron_lm_zh.config.rules.rule import Rule
 from megatron_lm_zh.config.schema import Config
@@ -88,11 +87,7 @@ def unchecked(overrides: tuple[str, ...]) -> Config:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
         path.write_text(TEXT, encoding="utf-8")
-        document = read_document(path)
-    assert apply_overrides(document, overrides) == []
-    config, problems = _build(document.values, document)
-    assert config is not None, problems
-    return config
+        return load_document(path, overrides, functools.partial(validated, Config))
 
 
 def _cell(text: str) -> str:

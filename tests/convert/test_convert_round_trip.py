@@ -67,11 +67,22 @@ def test_config_comes_back(tmp_path: Path) -> None:
         key: value for key, value in before.items() if key not in REWRITTEN
     }
     assert after["rope_theta"] == 12345 and after["torch_dtype"] == "bfloat16"  # what transformers 4 reads
-    assert read_json(tmp_path / "back" / "generation_config.json") == {
-        "bos_token_id": 5,
-        "eos_token_id": [6, 7],
-        "pad_token_id": 8,
-    }
+    generation = "generation_config.json"
+    assert (hf / generation).read_bytes() == (tmp_path / "back" / generation).read_bytes()
+
+
+def test_remote_code_travels(tmp_path: Path) -> None:
+    import json
+
+    hf = make_hf(tmp_path / "hf")
+    config = read_json(hf / "config.json")
+    auto_map = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    (hf / "config.json").write_text(json.dumps(config | {"auto_map": auto_map}))
+    (hf / "modeling_own.py").write_text("class OwnForCausalLM: ...\n")
+    from_hf(hf, tmp_path / "megatron")
+    to_hf(tmp_path / "megatron", tmp_path / "back")
+    assert read_json(tmp_path / "back" / "config.json")["auto_map"] == auto_map
+    assert (tmp_path / "back" / "modeling_own.py").read_text() == (hf / "modeling_own.py").read_text()
 
 
 def test_a_config_of_transformers_4_reads_the_same(tmp_path: Path) -> None:

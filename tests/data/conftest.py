@@ -17,7 +17,7 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained tokenizer of 320 ids."""
     directory = tmp_path_factory.mktemp("tokenizer")
     text = write_jsonl(directory / "text.jsonl", random_texts(300))
-    return train_tokenizer([text], directory, vocab_size=320)
+    return train_tokenizer([text], directory / "trained", vocab_size=320)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import random_texts, write_dataset, write_jsonl
+from making import Numbers, random_texts, write_dataset, write_jsonl
 
 from megatron_lm_zh.config import schema
 from megatron_lm_zh.config.batch_ramp import BatchSizes
@@ -20,7 +20,6 @@ from megatron_lm_zh.data.datasets import build_datasets
 from megatron_lm_zh.data.indexed import IndexedDatasetWriter
 from megatron_lm_zh.data.inputs import open_inputs
 from megatron_lm_zh.data.loader import MicroBatches, read_samples, training_portions
-from megatron_lm_zh.data.order.source import Span
 from megatron_lm_zh.data.text.preprocess import Job, preprocess
 from megatron_lm_zh.data.text_size import TextMeter
 from megatron_lm_zh.errors import UserError
@@ -63,25 +62,6 @@ def loader(
     return MicroBatches(
         portions, lambda samples: read_samples(dataset, samples, vocab), replica=Replica(), seq_length=SEQ, ends=ends
     )
-
-
-class Numbers:
-    """Sample i is [i, i, ...]."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return np.full(SEQ + 1, index, dtype=np.int64)
-
-    def spans(self, index: int) -> list[Span]:
-        return [Span("numbers", index, 0, SEQ + 1)]
-
-    def loss_weight(self, index: int) -> float:
-        return 1.0
 
 
 def test_builds_every_use_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -138,17 +118,17 @@ def test_inputs_know_the_vocabulary(tmp_path: Path, tokenizer: Tokenizer, tokeni
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_micro_batches_are_megatrons_sequential_order(size: int) -> None:
     seen = []
-    loaders = [loader(Numbers(43), rank=rank, size=size) for rank in range(size)]
+    loaders = [loader(Numbers(43, SEQ + 1), rank=rank, size=size) for rank in range(size)]
     for batches in zip(*loaders, strict=True):
         seen += [index for batch in batches for index in batch["tokens"][:, 0].tolist()]
     assert seen == list(range(40))  # 43 samples hold 5 full global batches of 8
 
 
 def test_position_is_consumed_samples_alone() -> None:
-    whole = [batch["tokens"][:, 0].tolist() for batch in loader(Numbers(40), size=1)]
-    resumed = [batch["tokens"][:, 0].tolist() for batch in loader(Numbers(40), size=1, consumed=16)]
+    whole = [batch["tokens"][:, 0].tolist() for batch in loader(Numbers(40, SEQ + 1), size=1)]
+    resumed = [batch["tokens"][:, 0].tolist() for batch in loader(Numbers(40, SEQ + 1), size=1, consumed=16)]
     assert resumed == whole[8:]
-    with loader(Numbers(40), size=2, rank=1, consumed=16) as other_layout:
+    with loader(Numbers(40, SEQ + 1), size=2, rank=1, consumed=16) as other_layout:
         assert [batch["tokens"][:, 0].tolist() for batch in other_layout][:2] == [[18, 19], [22, 23]]
 
 
@@ -159,7 +139,7 @@ def test_a_growing_batch_goes_on_from_any_position(size: int) -> None:
     assert ends == [0, 4, 8, 12, 16, 24, 32, 44, 56, 68]
 
     def indices(rank: int, consumed: int) -> list[list[int]]:
-        with loader(Numbers(59), sizes=sizes, rank=rank, size=size, consumed=consumed) as batches:
+        with loader(Numbers(59, SEQ + 1), sizes=sizes, rank=rank, size=size, consumed=consumed) as batches:
             return [batch["tokens"][:, 0].tolist() for batch in batches]
 
     for consumed in ends[:9]:
@@ -239,14 +219,14 @@ def data_threads() -> int:
 
 
 def test_thread_ends_with_its_consumer() -> None:
-    batches = loader(Numbers(10_000))
+    batches = loader(Numbers(10_000, SEQ + 1))
     next(batches)
     assert data_threads() == 1
     batches.close()
     batches.close()
     assert data_threads() == 0
     assert list(batches) == []
-    abandoned = loader(Numbers(10_000))
+    abandoned = loader(Numbers(10_000, SEQ + 1))
     thread = abandoned._reader._thread
     del abandoned
     thread.join(timeout=10)
@@ -260,7 +240,7 @@ def test_errors_of_the_thread_reach_the_consumer() -> None:
                 raise OSError("the disk went away")
             return super().__getitem__(index)
 
-    batches = loader(Broken(40), size=1)
+    batches = loader(Broken(40, SEQ + 1), size=1)
     assert [next(batches)["tokens"][0, 0] for _ in range(4)] == [0, 2, 4, 6]
     with pytest.raises(OSError, match="went away"):
         next(batches)

@@ -250,13 +250,16 @@ def test_an_unknown_way_to_split_is_left_to_tokenizers(tmp_path: Path) -> None:
 
 
 @needs_gigatoken
-def test_a_difference_is_shown(tmp_path: Path) -> None:
-    """User-defined pieces that are white space: gigatoken meets them in another order."""
+def test_a_difference_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer.json that is not quite the .model: a piece more."""
     options = {**BPE, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-    path = sentencepiece_model(tmp_path / "m.model", user_defined_symbols=["\n\n", "▁▁▁▁"], **options)
-    choice = choose_encoder(load_tokenizer("SentencePiece", path), TEXTS)
+    tokenizer = load_tokenizer("SentencePiece", sentencepiece_model(tmp_path / "m.model", **options))
+    other = sentencepiece_model(tmp_path / "other.model", user_defined_symbols=["the"], **options)
+    form = load_tokenizer("SentencePiece", other).json_form()
+    monkeypatch.setattr(tokenizer, "json_form", lambda: form)
+    choice = choose_encoder(tokenizer, TEXTS)
     assert choice.encoder.name == "sentencepiece"
-    assert "differs from the tokenizer on '" in choice.note and "\n" not in choice.note
+    assert "differs from the tokenizer on " in choice.note and "\n" not in choice.note
 
 
 def test_differences_are_found_wherever_they_are() -> None:

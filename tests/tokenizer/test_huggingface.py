@@ -127,7 +127,7 @@ def test_what_is_no_tokenizer_is_one_line(directory: Path, tmp_path: Path) -> No
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no tokenizer can be loaded" in error(empty)
+    assert "transformers finds no tokenizer in it (it is empty)" in error(empty)
     assert "no such directory" in error(tmp_path / "none")
     assert "no such directory" in error(directory / "tokenizer.json")
     config = directory / "tokenizer_config.json"

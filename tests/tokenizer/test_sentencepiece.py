@@ -1,12 +1,9 @@
-"""SentencePiece: training, plain-text encoding, and Hugging Face files that give the same ids."""
+"""SentencePiece: plain-text encoding, and Hugging Face files that give the same ids."""
 
 from __future__ import annotations
 
 import io
-import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +11,9 @@ import sentencepiece
 
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.tokenizer.load import load_tokenizer
-from megatron_lm_zh.tokenizer.sentencepiece import SentencePieceTokenizer
 from megatron_lm_zh.tokenizer.spm_file import parse_model
 from megatron_lm_zh.tokenizer.train import train_tokenizer
 
-REPOSITORY = Path(__file__).parents[2]
 SENTENCE = "春天 的 花 开了 ， 北京 在 中国 。 one two three water 42 def return x = y + 1 hello --- ==== aaaa end"
 WORDS = [*SENTENCE.split(), "", "", ""]
 HOSTILE = [
@@ -65,28 +60,6 @@ def train_model(text_file: Path, path: Path, **options: object) -> Path:
     )
     path.write_bytes(model.getvalue())
     return path
-
-
-def test_training_is_repeatable_and_lossless(trained: Path, text_file: Path, tmp_path: Path) -> None:
-    again = train_tokenizer([text_file], tmp_path / "again", vocab_size=400)
-    assert (again / "tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
-    tokenizer = load_tokenizer("SentencePiece", trained)
-    assert tokenizer.vocab_size == 400
-    assert tokenizer.eod == 2
-    assert not {0, 1, 2} & {id_ for text in HOSTILE for id_ in tokenizer.encode(text)}
-    for text in [*random_texts(50, seed=9), *HOSTILE[:-1]]:  # U+2581 is how a space is written
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    pieces = SentencePieceTokenizer(trained).model.pieces
-    assert not [piece.text for piece in pieces[259:] if any(c.isdigit() for c in piece.text) and len(piece.text) > 1]
-    assert tokenizer.fingerprint == load_tokenizer("Llama2Tokenizer", trained / "tokenizer.model").fingerprint
-
-
-def test_jsonl_and_text_train_the_same(trained: Path, text_file: Path, tmp_path: Path) -> None:
-    lines = text_file.read_text(encoding="utf-8").split("\n")
-    path = tmp_path / "text.jsonl"
-    path.write_text("".join(json.dumps({"body": line}) + "\n" for line in lines))
-    directory = train_tokenizer([path], tmp_path / "o", vocab_size=400, json_key="body")
-    assert (directory / "tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -188,46 +161,3 @@ def test_model_file_is_read_as_sentencepiece_reads_it(trained: Path) -> None:
     assert [piece.text for piece in model.pieces] == [processor.id_to_piece(i) for i in range(len(processor))]
     assert [piece.score for piece in model.pieces] == [processor.get_score(i) for i in range(len(processor))]
     assert (model.byte_fallback, model.add_dummy_prefix, model.remove_extra_whitespaces) == (True, False, False)
-
-
-def test_training_errors_are_one_line_and_leave_nothing(tmp_path: Path, text_file: Path) -> None:
-    def error(*inputs: Path, vocab_size: int = 400) -> str:
-        with pytest.raises(UserError) as raised:
-            train_tokenizer(inputs, tmp_path / "out", vocab_size=vocab_size)
-        assert not (tmp_path / "out").exists()
-        assert "\n" not in str(raised.value)
-        return str(raised.value)
-
-    assert "no such file" in error(tmp_path / "none.txt")
-    assert "unknown kind of file '.csv'" in error(tmp_path / "a.csv")
-    empty = tmp_path / "empty.txt"
-    empty.touch()
-    assert "no text to train on" in error(empty)
-    broken = tmp_path / "a.jsonl"
-    broken.write_text('{"text": "x"}\n{"txt": "x"}\n')
-    assert error(broken).startswith(f"{broken}:2: broken line (KeyError")
-    latin = tmp_path / "latin.txt"
-    latin.write_bytes(b"caf\xe9\n")
-    assert "not UTF-8" in error(latin)
-    assert "cannot train 10 ids on this text" in error(text_file, vocab_size=10)
-    assert "cannot train 1000000 ids on this text" in error(text_file, vocab_size=1_000_000)
-
-
-def test_command(tmp_path: Path, text_file: Path, trained: Path) -> None:
-    flags = ["--input", text_file, "--vocab-size", "400", "--model-type", "bpe", "--output", tmp_path / "o"]
-    program = (
-        "import sys; from megatron_lm_zh.cli.main import main_for; status = main_for('tokenizer', 'train'); "
-        "assert not {'torch', 'megatron', 'transformers'} & set(sys.modules); raise SystemExit(status)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, flags)], capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "400 ids" in done.stdout
-    assert (tmp_path / "o" / "tokenizer.model").read_bytes() == (trained / "tokenizer.model").read_bytes()
-    assert {path.name for path in (tmp_path / "o").iterdir()} == {
-        "tokenizer.model",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    }

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--make-vocab-size-divisible-by", type=int, metavar="N", help="pad the vocabulary to a multiple of N"
     )
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="ids that there are, where the config has no number")
+    parser.add_argument(
+        "--vocab-size", type=int, metavar="N", help="ids that there are, where the config has no number"
+    )
     common.add_flags(parser)
 
 

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plain.add_argument("--family", metavar="NAME", help="model family, where the weights fit several")
     plain.add_argument("--vocab-size", type=int, metavar="N", help="ids that there are; more rows are padding")
     plain.add_argument("--config", type=Path, metavar="YAML", help="config whose model section it is")
-    plain.add_argument("--hf-config", type=Path, metavar="HF_DIR", help="directory of the same model: config, tokenizer")
+    plain.add_argument(
+        "--hf-config", type=Path, metavar="HF_DIR", help="directory of the same model: config, tokenizer"
+    )
     common.add_flags(parser)
 
 

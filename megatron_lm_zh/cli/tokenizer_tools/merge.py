@@ -1,8 +1,8 @@
-"""Extends a tokenizer: a Llama-2-like .model, or a byte-level BPE (Qwen, GPT-2) of a Hugging Face directory.
+"""Extends a tokenizer: a Llama-2-like .model, or a byte-level BPE (Qwen, Llama 3, GPT-2), also of a .tiktoken file.
 
-New pieces are learnt from text (--corpus with --add) or are those of another tokenizer (--pieces). Every new piece can
-be reached, all rank behind the base's, and text without Chinese characters keeps its tokens. A donor's pieces that
-cannot be had so are left out; DIR/extension.json says which and why.
+New pieces are learnt from text (--corpus with --add), are those of another tokenizer (--pieces), or both, the donor's
+first. Every new piece can be reached, all rank behind the base's, and text without Chinese characters keeps its tokens.
+A donor's pieces that cannot be had so are left out; DIR/extension.json says which and why.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from collections import Counter
 from pathlib import Path
 
 SUMMARY = "extend a tokenizer's vocabulary"
+_PATTERN = "how a .tiktoken base's text is cut: qwen, llama3, llama3.1, gpt2, cl100k, o200k (default: by its size)"
+_SPECIAL = "its special tokens, the first of which ends a document (default: those that go with the pattern)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     parser.add_argument("--base", required=True, type=Path, metavar="PATH", help=".model file or directory")
+    parser.add_argument("--pattern", default="", metavar="NAME", help=_PATTERN)
+    parser.add_argument("--special", nargs="+", default=[], metavar="TOKEN", help=_SPECIAL)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new directory to write")
     parser.add_argument("--pieces", type=Path, metavar="PATH", help=".model, directory, or .txt with a piece a line")
     parser.add_argument("--corpus", nargs="+", default=[], type=Path, metavar="FILE", help=".txt, .jsonl, .parquet")
@@ -45,24 +49,26 @@ def run(args: argparse.Namespace) -> int:
     from megatron_lm_zh.tokenizer.merge.artifacts import write_extension
     from megatron_lm_zh.tokenizer.merge.bases import load_base
     from megatron_lm_zh.tokenizer.merge.construct import Rules, extend_from_corpus, extend_from_donor
-    from megatron_lm_zh.tokenizer.merge.corpus import read_texts
     from megatron_lm_zh.tokenizer.merge.donors import load_donor
+    from megatron_lm_zh.tokenizer.texts import read_texts
 
     if args.pieces is None and (not args.corpus or args.add is None):
         raise UserError("nothing to add", expected="--corpus with --add, or --pieces")
-    if args.pieces is not None and args.add is not None:
-        raise UserError("--add with --pieces", expected="one of them: all of a donor's pieces are taken")
+    if args.pieces is not None and args.add is not None and not args.corpus:
+        raise UserError("--add with --pieces", expected="--corpus, to learn them from")
     if args.threads < 1:
         raise UserError(f"--threads {args.threads}", expected="1 or more")
     if args.intermediates is not None and (args.pieces is None or args.intermediates < 0):
         raise UserError(f"--intermediates {args.intermediates}", expected="0 or more, and --pieces")
-    base = load_base(args.base)
+    base = load_base(args.base, pattern=args.pattern, special=args.special)
     texts = read_texts(args.corpus, json_key=args.json_key, share=args.share, seed=args.seed) if args.corpus else []
     rules = Rules(args.joins, threads=args.threads, intermediates=args.intermediates)
     if args.pieces is None:
         extension = extend_from_corpus(base, texts, args.add, rules)
     else:
         extension = extend_from_donor(base, load_donor(args.pieces), texts, rules)
+        if args.add is not None:
+            extension = extend_from_corpus(base, texts, args.add, rules, behind=extension)
     tokenizer = write_extension(extension, args.output)
     print(
         f"{args.output}: {tokenizer.vocab_size:,} ids, {len(extension.pieces):,} of them new, "

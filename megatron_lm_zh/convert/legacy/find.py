@@ -13,7 +13,6 @@ from megatron_lm_zh.config.load import load_config
 from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.convert.engine import Conversion, Source
 from megatron_lm_zh.convert.hf_files import CONFIG as HF_CONFIG
-from megatron_lm_zh.convert.hf_files import read_json
 from megatron_lm_zh.convert.legacy.archive import read_archive
 from megatron_lm_zh.convert.legacy.arguments import choose_family, values_of, with_rows
 from megatron_lm_zh.convert.legacy.ranks import LegacyWeights, RankFiles
@@ -23,6 +22,7 @@ from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS, from_hf_config
 from megatron_lm_zh.convert.torch_dist import METADATA
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import family_of, huggingface
+from megatron_lm_zh.files import read_json
 from megatron_lm_zh.run_directory import CONFIG, MANIFEST
 
 TRACKER = "latest_checkpointed_iteration.txt"

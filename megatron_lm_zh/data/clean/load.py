@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from megatron_lm_zh.config.document import Document, KeyPath, dotted, read_document
-from megatron_lm_zh.config.overrides import apply_overrides
-from megatron_lm_zh.config.problems import problems_of
+from megatron_lm_zh.config.document import Document, KeyPath, dotted
+from megatron_lm_zh.config.load import Checked, load_document, validated
 from megatron_lm_zh.data.clean.recipe import Recipe
 from megatron_lm_zh.data.clean.steps import BannedWords, Extract, Language
-from megatron_lm_zh.errors import UserError, UserErrors
+from megatron_lm_zh.errors import UserError
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -29,18 +27,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserErrors: every unknown key, wrong type and step that cannot work where it stands.
     """
-    document = read_document(path)
-    problems = apply_overrides(document, overrides)
-    try:
-        recipe = from_json(json.dumps(document.values))
-    except ValidationError as error:
-        found = problems_of(error, document, Recipe)
-        in_order = sorted(found, key=lambda path: _line(document, path))
-        raise UserErrors([*problems, *(found[path] for path in in_order)]) from error
-    problems += _misplaced(recipe, document)
-    if problems:
-        raise UserErrors(problems)
-    return recipe
+    return load_document(path, overrides, _check)
 
 
 def from_json(text: str) -> Recipe:
@@ -58,19 +45,17 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(values, ensure_ascii=False, indent=2)
 
 
-def _line(document: Document, path: KeyPath) -> int:
-    """The line of a key; what an override set comes after the file's lines."""
-    line = document.place(path).removeprefix(f"{document.name}:")
-    return int(line) if line.isdecimal() else 0 if line == document.name else sys.maxsize
+def _check(document: Document) -> Checked[Recipe]:
+    recipe, problems = validated(Recipe, document)
+    return recipe, problems if recipe is None else _misplaced(recipe, document)
 
 
-def _misplaced(recipe: Recipe, document: Document) -> list[UserError]:
+def _misplaced(recipe: Recipe, document: Document) -> dict[KeyPath, UserError]:
     """What each step or section by itself is right about, but not beside the others."""
-    problems: list[UserError] = []
+    problems: dict[KeyPath, UserError] = {}
 
-    def add(path: KeyPath, what: str, expected: str, mend: str = "") -> None:
-        where = document.place(path)
-        problems.append(UserError(f"{dotted(path)}: {what}", where=where, expected=expected, mend=mend))
+    def add(path: KeyPath, what: str, expected: str) -> None:
+        problems[path] = UserError(f"{dotted(path)}: {what}", where=document.place(path), expected=expected)
 
     extracts = any(isinstance(step, Extract) for step in recipe.stages)
     if recipe.input.format == "warc" and not extracts:

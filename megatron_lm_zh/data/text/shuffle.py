@@ -17,8 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from megatron_lm_zh.data.text.tokenizing import Recipe, Tell, Told, WorkFiles, work_file, write_all, write_whole
-from megatron_lm_zh.files import write_error
+from megatron_lm_zh.data.text.tokenizing import Recipe, Tell, Told, WorkFiles, work_file, write_all
+from megatron_lm_zh.files import write_bytes, write_error
 from megatron_lm_zh.tokenizer.encoders import Encoder
 
 BUCKET = 64 << 20  # bytes of ids of a bucket and of a piece of a shard, both held in memory
@@ -80,7 +80,7 @@ class Scatter:
                 for key, stream in zip(keys, streams, strict=True):
                     pieces.append(self._scatter(own[2 * key], own[2 * key + 1], np.dtype(recipe.dtype), stream))
             said = {"pieces": pieces}
-            write_whole(work_file(directory, self.name, ".json"), orjson.dumps(said))
+            write_bytes(work_file(directory, self.name, ".json"), orjson.dumps(said))
             for path in own:
                 path.unlink(missing_ok=True)
         except OSError as error:
@@ -144,7 +144,7 @@ class Gather:
                         sources = np.searchsorted(starts, indices[order], "right") - 1
                         write_all(streams[-1], sources.astype("<u4"))
                         said["documents"] = len(indices)
-            write_whole(work_file(directory, self.name, ".json"), orjson.dumps(said))
+            write_bytes(work_file(directory, self.name, ".json"), orjson.dumps(said))
         except OSError as error:
             raise write_error(Path(directory), error) from error
         tell(Told(0, said["documents"], 0))

@@ -17,11 +17,11 @@ from megatron_lm_zh.data.text.progress import Meter
 from megatron_lm_zh.data.text.reading import count_lines
 from megatron_lm_zh.data.text.shuffle import SHUFFLE, Gather, Scatter, bucket_bits, digest_of
 from megatron_lm_zh.data.text.sources import Source
-from megatron_lm_zh.data.text.tokenizing import Checksum, Recipe, Task, Tokenize, Told, write_whole
+from megatron_lm_zh.data.text.tokenizing import Checksum, Recipe, Task, Tokenize, Told
 from megatron_lm_zh.data.text.work import WorkDirectory
 from megatron_lm_zh.data.text.workers import Executor
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_error
+from megatron_lm_zh.files import write_bytes
 
 SKIP = "mend the line, or leave such lines out with --on-error skip"
 
@@ -158,10 +158,7 @@ class Stages:
         starts = np.concatenate([[0], np.cumsum([source.documents for source in sums])]).tolist()
         names = [shard.name for shard in self.shards]
         record = {"digest": digest_of(names, seed), "shards": names, "starts": starts[:-1]}
-        try:
-            write_whole(self.work.path / SHUFFLE, orjson.dumps(record))
-        except OSError as error:
-            raise write_error(self.work.path, error) from error
+        write_bytes(self.work.path / SHUFFLE, orjson.dumps(record))
         scatters: list[Task] = []
         first = 0
         for shard in self.shards:

@@ -21,7 +21,7 @@ from megatron_lm_zh.data.text.documents import Block
 from megatron_lm_zh.data.text.plan import Part, Shard, TxtDocument
 from megatron_lm_zh.data.text.reading import checksum, read_blocks
 from megatron_lm_zh.data.text.sources import Source
-from megatron_lm_zh.files import write_error
+from megatron_lm_zh.files import temporary_name, write_bytes, write_error
 from megatron_lm_zh.tokenizer.encoders import Encoder, SpecialTokens, encoder_named
 from megatron_lm_zh.tokenizer.load import load_tokenizer
 
@@ -84,22 +84,12 @@ def work_file(directory: str | Path, name: str, suffix: str) -> Path:
     return Path(directory) / f"{name}{suffix}"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a small file durably: it appears whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
 class WorkFiles:
     """Files of a task that take their names together when the block ends, and vanish when it raises."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
-        self._temporary = [path.with_name(f"{path.name}.tmp-{os.getpid()}") for path in paths]
+        self._temporary = [temporary_name(path) for path in paths]
         self.streams: list[BinaryIO] = []
 
     def __enter__(self) -> list[BinaryIO]:
@@ -138,7 +128,7 @@ class Checksum:
     def run(self, recipe: Recipe, encoder: Callable[[], Encoder], tell: Tell) -> dict[str, Any]:
         """Reads the source once; see `Task`."""
         said = {"sha256": checksum(self.source)}
-        write_whole(work_file(recipe.directory, self.name, ".json"), orjson.dumps(said))
+        write_bytes(work_file(recipe.directory, self.name, ".json"), orjson.dumps(said))
         return said
 
 
@@ -168,7 +158,7 @@ class Tokenize:
                 made = _Making(recipe, encoder(), streams, tell)
                 parts = [made.add(part) for part in self.shard.parts]
             said = {"parts": parts, "bytes": self.shard.size}
-            write_whole(work_file(recipe.directory, self.name, ".json"), orjson.dumps(said))
+            write_bytes(work_file(recipe.directory, self.name, ".json"), orjson.dumps(said))
         except _BrokenError as error:
             return {"broken": error.args[0]}
         except OSError as error:

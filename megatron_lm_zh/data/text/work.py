@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import orjson
 from megatron_lm_zh.data.text.plan import shard_bytes
 from megatron_lm_zh.data.text.shuffle import SHUFFLE
 from megatron_lm_zh.data.text.sources import Source
-from megatron_lm_zh.data.text.tokenizing import work_file, write_whole
+from megatron_lm_zh.data.text.tokenizing import work_file
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_error
+from megatron_lm_zh.files import temporary_name, write_bytes, write_error
 from megatron_lm_zh.runtime.locks import hold
 
 RECORD = "job.json"
@@ -155,10 +154,10 @@ def _record(path: Path, proposed: dict[str, Any], *, shared: bool) -> dict[str, 
     file = path / RECORD
     try:
         if not shared and not any(_is_result(entry.name) for entry in os.scandir(path)):
-            write_whole(file, orjson.dumps(proposed, option=orjson.OPT_INDENT_2))
+            write_bytes(file, orjson.dumps(proposed, option=orjson.OPT_INDENT_2))
         elif shared and not file.exists():  # of many tasks that begin at once, one makes the record
-            temporary = path / f".{RECORD}.tmp-{socket.gethostname()}-{os.getpid()}"
-            write_whole(temporary, orjson.dumps(proposed, option=orjson.OPT_INDENT_2))
+            temporary = temporary_name(file)
+            write_bytes(temporary, orjson.dumps(proposed, option=orjson.OPT_INDENT_2))
             with contextlib.suppress(FileExistsError):
                 file.hardlink_to(temporary)
             temporary.unlink()

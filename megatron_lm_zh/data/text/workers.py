@@ -5,22 +5,20 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import itertools
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from megatron_lm_zh import compat
+from megatron_lm_zh.data.forked import forked
 from megatron_lm_zh.data.text.tokenizing import Recipe, Task, Tell, Told, encoder_of
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.runtime.children import die_with
 from megatron_lm_zh.tokenizer.encoders import Encoder
 
 Answer = dict[str, Any] | UserError
 OnTold = Callable[[str, Told], None]
+MEND = "use fewer --workers; the same command goes on from the shards that are done"
 
 
 class Executor(Protocol):
@@ -126,77 +124,24 @@ def _do(task: Task, *, recipe: Recipe, encoder: Callable[[], Encoder], tell: Tel
 def _forked(
     work: Callable[..., Answer], tasks: Iterator[Task], workers: int, on_told: OnTold
 ) -> Generator[tuple[Task, Answer]]:
-    context = multiprocessing.get_context("fork")
-    connections: list[Connection] = []
-    busy: dict[Connection, Task] = {}
-    processes = []
+    with forked(lambda task, tell: work(task, tell=tell), workers, MEND) as running:
+        busy: dict[Connection, Task] = {}
 
-    def give(connection: Connection, task: Task | None) -> None:
-        if task is not None:
-            busy[connection] = task
-            try:
-                connection.send(task)
-            except BrokenPipeError as error:
-                raise _died() from error
+        def give(connection: Connection) -> None:
+            task = next(tasks, None)
+            if task is not None:
+                busy[connection] = task
+                running.send(connection, task)
 
-    try:
-        for _, task in zip(range(workers), tasks, strict=False):
-            here, there = context.Pipe()
-            others = [*connections, here]
-            process = context.Process(target=_serve, args=(work, there, others, os.getpid()), daemon=True)
-            process.start()
-            there.close()
-            connections.append(here)
-            processes.append(process)
-            give(here, task)
+        for idle in running.connections:
+            give(idle)
         while busy:
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
-                answer = _receive(connection)
+                answer = running.receive(connection)
                 if isinstance(answer, Told):
                     on_told(busy[connection].name, answer)
                 else:
                     done = busy.pop(connection)
-                    give(connection, next(tasks, None))
+                    give(connection)
                     yield done, answer
-    finally:
-        for process in processes:
-            process.kill()  # what they had not finished is done again
-        for connection in connections:
-            connection.close()
-        for process in processes:
-            process.join()
-
-
-def _serve(work: Callable[..., Answer], connection: Connection, others: list[Connection], parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    die_with(parent)
-    for other in others:  # so that each pipe closes with the parent
-        other.close()
-    while True:
-        try:
-            task = connection.recv()
-            try:
-                answer: Answer | Exception = work(task, tell=connection.send)
-            except Exception as error:  # raised again by the parent
-                answer = error
-            connection.send(answer)
-        except (EOFError, ConnectionError):  # the parent has gone
-            return
-
-
-def _receive(connection: Connection) -> Answer | Told:
-    try:
-        answer: Answer | Told | Exception = connection.recv()
-    except (EOFError, ConnectionError) as error:
-        raise _died() from error
-    if isinstance(answer, Exception) and not isinstance(answer, UserError):
-        raise answer
-    return answer
-
-
-def _died() -> UserError:
-    return UserError(
-        "a worker process died, most likely for want of memory",
-        mend="use fewer --workers; the same command goes on from the shards that are done",
-    )

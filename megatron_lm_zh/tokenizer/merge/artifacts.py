@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers.processors import TemplateProcessing
 
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import write_bytes
 from megatron_lm_zh.tokenizer.base import Tokenizer
+from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
+from megatron_lm_zh.tokenizer.extension import RECORD_FILE
 from megatron_lm_zh.tokenizer.huggingface import HuggingFaceTokenizer
-from megatron_lm_zh.tokenizer.merge.bases import Base, byte_alphabet
+from megatron_lm_zh.tokenizer.merge.bases import Base
 from megatron_lm_zh.tokenizer.merge.construct import Extension
 from megatron_lm_zh.tokenizer.merge.protobuf import with_pieces
 from megatron_lm_zh.tokenizer.sentencepiece import MODEL_FILE, SPACE, SentencePieceTokenizer
+from megatron_lm_zh.tokenizer.spm_export import settings_of
 from megatron_lm_zh.tokenizer.spm_file import PieceType, parse_model
 
-RECORD_FILE = "extension.json"
-"""What was added to which base, and what of a donor was left out."""
 COPIED = ("special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+"""Files of a base's directory that stay as they are; additional_chat_templates/ does, too."""
+ADDS_BEGINNING = ("Llama", "Gemma", "CodeLlama")
+"""Beginnings of the names of transformers' classes that put bos_token before a text unless they are told otherwise."""
 
 
 def write_extension(extension: Extension, directory: Path) -> Tokenizer:
     """Writes the extended tokenizer's files and loads it from them.
 
-    New ids follow the base's largest one. ``extension.json`` says what was done.
+    New ids follow the base's largest one. ``extension.json`` says what was added to which base, and what of a donor was
+    left out. What a base's directory says beside the vocabulary is kept: the chat template, special tokens and their
+    names, padding_side, model_max_length, what is put around a text's ids.
 
     Raises:
         UserError: the directory holds files already, or cannot be written.
@@ -43,9 +51,15 @@ def write_extension(extension: Extension, directory: Path) -> Tokenizer:
     if base.kind == "sentencepiece":
         write_bytes(directory / MODEL_FILE, _model(extension))
         tokenizer = SentencePieceTokenizer(directory)
-        tokenizer.save_huggingface(directory)
+        config = _settings(base.path)
+        tokenizer.save_huggingface(
+            directory, settings=settings_of(config), post_processor=_post_processor(base.path, config, tokenizer)
+        )
     else:
         _write_byte_level(extension, directory)
+    if base.path.is_dir():
+        _copy_others(base.path, directory)
+    if base.kind == "byte-level":
         tokenizer = HuggingFaceTokenizer(directory)
     record = {
         "base_vocab_size": base.vocab_size,
@@ -89,23 +103,59 @@ def _write_byte_level(extension: Extension, directory: Path) -> None:
         pair = [spelled[left], spelled[right]]
         model["merges"].append(" ".join(pair) if as_text else pair)
     write_bytes(directory / "tokenizer.json", _json(content))
-    source = base.path
+    write_bytes(directory / "tokenizer_config.json", _json(_config(base, content)))
+
+
+def _copy_others(base: Path, directory: Path) -> None:
     for name in COPIED:
-        if (source / name).is_file():
-            write_bytes(directory / name, (source / name).read_bytes())
-    write_bytes(directory / "tokenizer_config.json", _json(_config(base)))
+        if (base / name).is_file():
+            write_bytes(directory / name, (base / name).read_bytes())
+    templates = base / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, directory / templates.name)
 
 
-def _config(base: Base) -> dict[str, Any]:
+def _config(base: Base, content: dict[str, Any]) -> dict[str, Any]:
     """The base's tokenizer_config.json for the class that loads tokenizer.json as it is."""
-    path = base.path / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    if not config:
-        end = next(token["content"] for token in json.loads(base.content)["added_tokens"])
-        config = {"bos_token": end, "eos_token": end, "unk_token": end}
-    for name in ("tokenizer_file", "auto_map", "add_prefix_space"):
-        config.pop(name, None)
+    config = base.named | settings_of(_settings(base.path))
+    # transformers 4.46 and later set it in tokenizer.json to what is said here, or to false.
+    if (content["pre_tokenizer"] or {}).get("add_prefix_space"):
+        config["add_prefix_space"] = True
     return {**config, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+
+
+def _settings(base: Path) -> dict[str, Any]:
+    """What the files of a base's directory say: special_tokens_map.json, then tokenizer_config.json."""
+    files = (base / "special_tokens_map.json", base / "tokenizer_config.json")
+    return {k: v for file in files if file.is_file() for k, v in json.loads(file.read_bytes()).items()}
+
+
+def _post_processor(base: Path, config: dict[str, Any], tokenizer: SentencePieceTokenizer) -> dict[str, Any] | None:
+    """What a base's directory puts around a text's ids: as tokenizer.json says, else as the class and its options do.
+
+    A .model alone puts nothing.
+    """
+    if (base / "tokenizer.json").is_file():
+        return json.loads((base / "tokenizer.json").read_bytes()).get("post_processor")
+    begins = config.get("add_bos_token", str(config.get("tokenizer_class", "")).startswith(ADDS_BEGINNING))
+    around = [("bos_token", begins), ("eos_token", config.get("add_eos_token", False))]
+    ids = {piece.text: id_ for id_, piece in enumerate(tokenizer.model.pieces)}
+    texts = [_content(config.get(name)) if wanted else None for name, wanted in around]
+    if not any(texts):
+        return None
+    for text in filter(None, texts):
+        if text not in ids:
+            raise UserError(f"its special token {text!r} is no piece of the .model", where=str(base))
+    first, last = ([(text, ids[text])] if text else [] for text in texts)
+    single = [*(t for t, _ in first), "$A", *(t for t, _ in last)]
+    pair = [*single, *(f"{t}:1" for t, _ in first), "$B:1", *(f"{t}:1" for t, _ in last)]
+    made = TemplateProcessing(single=single, pair=pair, special_tokens=list(dict.fromkeys(first + last)))
+    return json.loads(made.__getstate__())
+
+
+def _content(token: object) -> str | None:
+    """Text of a special token as tokenizer_config.json names it: by itself or as an object."""
+    return token["content"] if isinstance(token, dict) else token  # type: ignore[return-value]
 
 
 def _json(content: object) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,16 +15,23 @@ import tokenizers
 from numpy.typing import NDArray
 
 from megatron_lm_zh.errors import UserError
+from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
 from megatron_lm_zh.tokenizer.huggingface import HuggingFaceTokenizer
+from megatron_lm_zh.tokenizer.merge.checks import check_added_tokens, check_files_agree, check_no_more_tokens
 from megatron_lm_zh.tokenizer.merge.protobuf import splits_by_script
 from megatron_lm_zh.tokenizer.sentencepiece import MODEL_FILE, SPACE, SentencePieceTokenizer
-from megatron_lm_zh.tokenizer.spm_export import tokenizer_json
+from megatron_lm_zh.tokenizer.spm_export import tokenizer_json, user_defined
 from megatron_lm_zh.tokenizer.spm_file import ModelType, PieceType
+from megatron_lm_zh.tokenizer.tiktoken import tiktoken_file
 
 BORDER = "\udfff"
 """Put between texts that are spelled together; no text that was read as UTF-8 holds it."""
 END = -1
 """Symbol of a border; a character that is spelled in k bytes, or that no symbol has, is -1 - k."""
+WHOLE = 0x10000
+"""Code point of symbol 0 where a chunk of a byte-level base is one token, whatever the merges say."""
+OPAQUE = "\udffe"
+"""Stands for a token that no merge takes, as user-defined pieces are."""
 UNICODE = 0x110000
 
 
@@ -32,7 +40,7 @@ class Base:
     """A BPE tokenizer that can be extended.
 
     Attributes:
-        path: where it was read from.
+        path: what it was read from: a directory or a file.
         kind: ``sentencepiece`` or ``byte-level``.
         texts: UTF-8 text of each symbol (all pieces that merges make or join); a space is a space.
         ids: id of each symbol in the vocabulary.
@@ -40,8 +48,10 @@ class Base:
         ranks: [n] rank of each symbol, for pairs with a new piece that spell it: in SentencePiece the rank of the text
             itself; of a byte-level base behind all its merges.
         vocab_size: the largest id + 1, special tokens included.
+        named: special tokens that no file of the base names: ``eos_token`` and so on.
         one_class: whether the base was trained on runs of one script, so that words and punctuation never join.
-        chunks: what a text is cut into before its characters become symbols.
+        chunks: what a text is cut into before its characters become symbols; a chunk that is a token whatever the
+            merges say is one character, `WHOLE` + its symbol or `OPAQUE`.
         content: a .model file's bytes, or the text of tokenizer.json.
     """
 
@@ -52,6 +62,7 @@ class Base:
     merges: NDArray[np.int32]
     ranks: NDArray[np.int32]
     vocab_size: int
+    named: dict[str, str]
     one_class: bool
     chunks: Callable[[Iterable[str]], Iterator[str]]
     content: bytes
@@ -74,6 +85,7 @@ class Base:
             single = {text: symbol for symbol, text in enumerate(self.texts) if len(text) == 1}
             for character, byte in alphabet.items():
                 table[ord(character)] = single[bytes([byte])]
+            table[WHOLE : WHOLE + len(self.texts)] = np.arange(len(self.texts))
         else:
             for symbol, text in enumerate(self.texts):
                 if len(character := text.decode()) == 1:
@@ -81,13 +93,36 @@ class Base:
         for number, character in enumerate(characters):
             table[ord(character)] = len(self.texts) + number
         table[ord(BORDER)] = END
+        table[ord(OPAQUE)] = END - 1
         return table
+
+    def stands_whole(self, text: bytes) -> bool:
+        """Whether the text alone is a chunk that is a token whatever the merges say."""
+        chunk = next(iter(self.chunks([text.decode(errors="ignore")])), "")
+        symbol = ord(chunk) - WHOLE if len(chunk) == 1 and self.kind == "byte-level" else -1
+        return symbol >= 0 and self.texts[symbol] == text
+
+    def obstacle(self, text: bytes) -> str | None:
+        """Why no merge could ever make this text, in a few words: it does not stay whole before merges."""
+        plain = text.decode(errors="ignore")
+        if plain.encode() != text:
+            return None  # it ends inside a character: the rest of it decides
+        if self.kind == "byte-level":
+            names = {byte: character for character, byte in byte_alphabet().items()}
+            chunks, spelled_text = list(self.chunks([plain])), "".join(names[byte] for byte in text)
+        else:
+            chunks, spelled_text = list(self.chunks(["x" + plain])), plain.replace(" ", SPACE)
+        if any(spelled_text in chunk for chunk in chunks):
+            return None
+        if spelled_text in "".join(chunks):
+            return "the base cuts text inside it"
+        return OPAQUE_REASON if OPAQUE in chunks else "the base's normaliser never leaves it in text"
 
     def unknown_characters(self, texts: Iterable[str]) -> Counter[str]:
         """Characters of the texts that the base spells in bytes, and how often they occur; none if it is byte-level."""
         if self.kind == "byte-level":
             return Counter()
-        codes = codes_of("".join(self.chunks(texts)))
+        codes = codes_of("".join(chunk for chunk in self.chunks(texts) if chunk != OPAQUE))
         counts = np.bincount(codes, minlength=1)
         table = self._table(())
         return Counter({chr(code): int(counts[code]) for code in np.flatnonzero(counts) if table[code] < END})
@@ -103,30 +138,34 @@ def spelled(text: str, table: NDArray[np.int32]) -> NDArray[np.int32]:
     return table[codes_of(text)]
 
 
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable ones of Latin-1 stand for themselves, the others for U+0100 and up."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in kept]
-    return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(moved)}
-
-
-def load_base(path: str | Path) -> Base:
+def load_base(path: str | Path, *, pattern: str = "", special: Sequence[str] = ()) -> Base:
     """Reads a base tokenizer.
 
     Args:
-        path: a .model file, a directory that holds ``tokenizer.model``, or a Hugging Face directory of a byte-level BPE
-            (tokenizer.json, or vocab.json and merges.txt).
+        path: a .model file, a directory that holds ``tokenizer.model``, a Hugging Face directory of a byte-level BPE
+            (tokenizer.json, or vocab.json and merges.txt), or a file in tiktoken's format.
+        pattern: name of the preset that says how the text of such a file is cut; by default known by its size.
+        special: its special tokens; by default the preset's.
 
     Raises:
-        UserError: there is none, or it is no BPE of these kinds.
+        UserError: there is none, it is no BPE of these kinds, or its files contradict each other.
     """
     path = Path(path)
-    if path.is_file() or (path / MODEL_FILE).is_file():
-        return _sentencepiece(SentencePieceTokenizer(path))
-    return _byte_level(HuggingFaceTokenizer(path))
+    if path.name == "tokenizer.json":
+        path = path.parent
+    model = path / MODEL_FILE if path.is_dir() else path
+    if model.is_file() and tiktoken_file(path) is None and not _is_tiktoken_beside_json(path):
+        if pattern or special:
+            raise UserError("a .model has its own rules", where=str(path), mend="leave out --pattern and --special")
+        return _sentencepiece(SentencePieceTokenizer(path), path)
+    return _byte_level(HuggingFaceTokenizer(path, preset=pattern, special=special))
 
 
-def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Base:
+def _is_tiktoken_beside_json(path: Path) -> bool:
+    return path.is_dir() and tiktoken_file(path / MODEL_FILE) is not None
+
+
+def _sentencepiece(tokenizer: SentencePieceTokenizer, path: Path) -> Base:
     model, where = tokenizer.model, str(tokenizer.path)
     if model.model_type != ModelType.BPE:
         raise UserError(
@@ -134,8 +173,17 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Base:
         )
     if not model.escape_whitespaces or model.treat_whitespace_as_suffix:
         raise UserError("spaces at the end of words have no Hugging Face form", where=where)
-    if any(piece.type == PieceType.USER_DEFINED for piece in model.pieces):
-        raise UserError("user-defined pieces cut text before merges", where=where, expected="a base without them")
+    if path.is_dir():
+        check_no_more_tokens(path, tokenizer.vocab_size)
+        if (path / "tokenizer.json").is_file():
+            check_files_agree(tokenizer, HuggingFaceTokenizer(path))
+    opaque = user_defined(model)
+    if opaque and (model.precompiled_charsmap or model.remove_extra_whitespaces):
+        raise UserError(
+            "user-defined pieces beside a normaliser have no Hugging Face form",
+            where=where,
+            expected="a base without the one or the other (remove_extra_whitespaces is a normaliser, too)",
+        )
     normal = {piece.text: id_ for id_, piece in enumerate(model.pieces) if piece.type == PieceType.NORMAL}
     symbols = {text: symbol for symbol, text in enumerate(normal)}
     scores = np.array([model.pieces[id_].score for id_ in normal.values()])
@@ -144,32 +192,55 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Base:
         (symbols[left], symbols[right], symbols[left + right], ranks[symbols[left + right]])
         for left, right in (pair.split(" ") for pair in tokenizer_json(model)["model"]["merges"])
     ]
-    content = tokenizer.path.read_bytes()
     form = tokenizer.json_form()
     assert form is not None
-    normalize = form.prepare
-    prefix = SPACE if model.add_dummy_prefix else ""
-
-    def chunks(texts: Iterable[str]) -> Iterator[str]:
-        for text in texts:
-            if text:
-                yield normalize(text) if normalize else prefix + text.replace(" ", SPACE)
-
+    content = tokenizer.path.read_bytes()
     return Base(
-        path=tokenizer.path,
+        path=path,
         kind="sentencepiece",
         texts=tuple(text.replace(SPACE, " ").encode() for text in normal),
         ids=np.array(list(normal.values()), np.int32),
         merges=np.array(rows, np.int32).reshape(-1, 4),
         ranks=ranks.astype(np.int32),
         vocab_size=tokenizer.vocab_size,
+        named={},
         one_class=splits_by_script(content),
-        chunks=chunks,
+        chunks=_sentencepiece_chunks(form.prepare, SPACE if model.add_dummy_prefix else "", opaque),
         content=content,
     )
 
 
+def _sentencepiece_chunks(
+    normalize: Callable[[str], str] | None, prefix: str, opaque: Sequence[str]
+) -> Callable[[Iterable[str]], Iterator[str]]:
+    """Normalised texts, cut at user-defined pieces, the longest first."""
+    parts = _cutter(opaque)
+
+    def chunks(texts: Iterable[str]) -> Iterator[str]:
+        for text in texts:
+            if text:
+                yield from parts(normalize(text) if normalize else prefix + text.replace(" ", SPACE))
+
+    return chunks
+
+
+def _cutter(opaque: Sequence[str]) -> Callable[[str], Iterable[str]]:
+    """What cuts a text at these texts, which become `OPAQUE`."""
+    if not opaque:
+        return lambda text: (text,)
+    longest_first = sorted(opaque, key=len, reverse=True)
+    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def parts(text: str) -> Iterator[str]:
+        for number, part in enumerate(pattern.split(text)):
+            if part:
+                yield OPAQUE if number % 2 else part
+
+    return parts
+
+
 DONOR = "a unigram model can be the donor: --pieces"
+OPAQUE_REASON = "it holds a user-defined piece of the base, which cuts text"
 
 
 def _byte_level(tokenizer: HuggingFaceTokenizer) -> Base:
@@ -178,31 +249,40 @@ def _byte_level(tokenizer: HuggingFaceTokenizer) -> Base:
     text = form.text(form.added_tokens)
     content: dict[str, Any] = json.loads(text)
     model, where = content["model"], str(tokenizer.path)
-    parts = json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
-    if model["type"] != "BPE" or "ByteLevel" not in parts:
+    if model["type"] != "BPE" or "ByteLevel" not in json.dumps(content["pre_tokenizer"]):
         raise UserError(
             f"a {model['type']} that is no byte-level BPE", where=where, expected="a byte-level BPE or a .model file"
         )
-    if model.get("ignore_merges") or model.get("dropout"):
-        raise UserError("ignore_merges or dropout decides tokens beside the merges", where=where)
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise UserError(f"{option} decides tokens beside the merges", where=where, expected="a base without it")
+    check_added_tokens(tokenizer.path, {token["content"]: token["id"] for token in form.added_tokens})
     alphabet = byte_alphabet()
-    added = {token["content"] for token in form.added_tokens}
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    added = {token["content"] for token in form.added_tokens} - {left + right for left, right in merges}
     vocab = {
         piece: id_ for piece, id_ in model["vocab"].items() if piece not in added and all(c in alphabet for c in piece)
     }
     symbols = {piece: symbol for symbol, piece in enumerate(vocab)}
-    rows = []
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        rows.append((symbols[left], symbols[right], symbols[left + right], rank))
+    missing = [part for merge in merges for part in merge if part not in symbols] + list(alphabet.keys() - symbols)
+    if missing:
+        raise UserError(f"no token for {missing[0]!r}", where=where, expected="all 256 bytes and all halves of merges")
+    rows = [(symbols[left], symbols[right], symbols[left + right], rank) for rank, (left, right) in enumerate(merges)]
+    whole = {piece: chr(WHOLE + symbol) for piece, symbol in symbols.items()} if model.get("ignore_merges") else {}
     cut = tokenizers.Tokenizer.from_str(text)
+    parts = _cutter([token["content"] for token in form.added_tokens if not token["special"]])
 
     def chunks(texts: Iterable[str]) -> Iterator[str]:
         for one in texts:
-            normal = cut.normalizer.normalize_str(one) if cut.normalizer else one
-            for chunk, _ in cut.pre_tokenizer.pre_tokenize_str(normal):
-                yield chunk
+            for part in parts(cut.normalizer.normalize_str(one) if cut.normalizer else one):
+                if part == OPAQUE:
+                    yield part
+                    continue
+                for chunk, _ in cut.pre_tokenizer.pre_tokenize_str(part):
+                    yield whole.get(chunk, chunk)
 
+    if whole:
+        _check_special_chunks(added, chunks, where)
     return Base(
         path=tokenizer.path,
         kind="byte-level",
@@ -211,7 +291,19 @@ def _byte_level(tokenizer: HuggingFaceTokenizer) -> Base:
         merges=np.array(rows, np.int32).reshape(-1, 4),
         ranks=np.arange(len(rows), len(rows) + len(vocab), dtype=np.int32),
         vocab_size=tokenizer.vocab_size,
+        named=tokenizer.named,
         one_class=False,
         chunks=chunks,
         content=text.encode(),
     )
+
+
+def _check_special_chunks(special: Iterable[str], chunks: Callable[[Iterable[str]], Iterator[str]], where: str) -> None:
+    """Chunks that are in the vocabulary are taken whole: a special token's text may not be one."""
+    for text in special:
+        if list(chunks([text])) == [text]:
+            raise UserError(
+                f"text that spells the special token {text!r} would become it, for the base has ignore_merges",
+                where=where,
+                expected="special tokens that its pre-tokenizer cuts",
+            )

@@ -7,7 +7,7 @@ often becomes a piece, again and again. More pieces are made than asked for, the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,14 +80,17 @@ class Rules:
         return base.one_class if self.joins == "base" else self.joins == "words"
 
 
-def extend_from_corpus(base: Base, texts: Sequence[str], count: int, rules: Rules | None = None) -> Extension:
+def extend_from_corpus(
+    base: Base, texts: Sequence[str], count: int, rules: Rules | None = None, *, behind: Extension | None = None
+) -> Extension:
     """A base with pieces learnt from texts.
 
     Args:
         base: what is extended.
         texts: the corpus.
-        count: how many pieces, intermediates among them.
+        count: how many pieces are learnt, intermediates among them.
         rules: how they are learnt.
+        behind: an extension of the base whose pieces are kept, such as a donor's; what is learnt ranks behind them.
 
     Raises:
         UserError: the texts do not give so many pieces.
@@ -95,28 +98,32 @@ def extend_from_corpus(base: Base, texts: Sequence[str], count: int, rules: Rule
     rules = rules or Rules()
     if count < 1:
         raise UserError(f"{count} pieces", expected="1 or more")
+    given = behind.pieces if behind else ()
     unknown = base.unknown_characters(texts)
+    have = set(given)
     characters = sorted(c for c, met in unknown.items() if met >= RAREST_CHARACTER and class_of(c) & ANCHOR)
     characters.sort(key=lambda character: (-unknown[character], character))
-    start = Ranked(base, tuple(character.encode() for character in characters))
+    start = Ranked(base, (*given, *(new for character in characters if (new := character.encode()) not in have)))
     spelled = start.spell(texts)
     made = learn(
         start, spelled, int(count * SURPLUS), rules.one_class(base), longest=rules.longest, threads=rules.threads
     )
     ranked = Ranked(base, (*start.pieces, *made))
-    if len(ranked.pieces) < count:
-        raise UserError(
-            f"the text gives {len(ranked.pieces):,} pieces, not {count:,}", mend="give more text or ask for fewer"
-        )
-    pieces = _kept(ranked, spelled, count, rules)
-    if len(pieces) < count:
-        raise UserError(f"only {len(pieces):,} pieces can be reached, not {count:,}", mend="give more text")
-    return Extension(base, pieces)
+    found = len(ranked.pieces) - len(given)
+    if found < count:
+        raise UserError(f"the text gives {found:,} pieces, not {count:,}", mend="give more text or ask for fewer")
+    pieces = _kept(ranked, spelled, count, len(given), rules.threads)
+    if (left := len(pieces) - len(given)) < count:
+        raise UserError(f"only {left:,} pieces can be reached, not {count:,}", mend="give more text")
+    if behind is None:
+        return Extension(base, pieces)
+    made_now = {text.decode(errors="replace") for text in pieces[len(given) :]}
+    return replace(behind, pieces=pieces, dropped=tuple(one for one in behind.dropped if one.text not in made_now))
 
 
-def _kept(ranked: Ranked, symbols: NDArray[np.int32], count: int, rules: Rules) -> tuple[bytes, ...]:
-    """The most useful pieces, all reachable: where leaving out one breaks another, that one goes as well."""
-    pieces = pruned(ranked, symbols, count, rules.threads)
+def _kept(ranked: Ranked, symbols: NDArray[np.int32], count: int, given: int, threads: int) -> tuple[bytes, ...]:
+    """The given and the most useful pieces, all reachable: where leaving out one breaks another, that one goes too."""
+    pieces = pruned(ranked, symbols, given + count, threads, fixed=given)
     while broken := set(Ranked(ranked.base, pieces).unreachable()):
         pieces = tuple(text for number, text in enumerate(pieces) if number not in broken)
     return pieces
@@ -142,7 +149,7 @@ def extend_from_donor(base: Base, donor: Donor, texts: Sequence[str] = (), rules
     for text, weight in donor.pieces.items():
         if text in have:
             continue
-        if reason := refusal(text):
+        if reason := refusal(text) or base.obstacle(text):
             dropped.append(Dropped(text.decode(errors="replace"), reason))
         else:
             weights[text] = weight

@@ -15,6 +15,10 @@ from megatron_lm_zh.tokenizer import _bpe
 from megatron_lm_zh.tokenizer.merge.bases import END, Base
 
 Symbols = NDArray[np.int32]
+BLOCK = 4096
+"""Tokens of a part of the text, within which a word may be met again for the same cause."""
+CAUTION = 0.5
+"""Standard errors that a piece's count is taken down by when the least useful pieces are sought."""
 
 
 @dataclass(frozen=True)
@@ -150,19 +154,33 @@ def tokens_in(symbols: Symbols) -> int:
     return int((symbols >= 0).sum() - (symbols[symbols < END] - END).sum())
 
 
-def pruned(ranked: Ranked, symbols: Symbols, target: int, threads: int = 1) -> tuple[bytes, ...]:
+def squares_by_block(symbols: Symbols, size: int) -> NDArray[np.float64]:
+    """Sum over blocks of the text of how often each symbol is a token in the block, squared."""
+    at = np.flatnonzero(symbols >= 0)
+    blocks = len(symbols) // BLOCK + 1
+    met, counts = np.unique(symbols[at].astype(np.int64) * blocks + at // BLOCK, return_counts=True)
+    return np.bincount(met // blocks, counts.astype(np.float64) ** 2, size).astype(np.float64)
+
+
+def pruned(ranked: Ranked, symbols: Symbols, target: int, threads: int = 1, *, fixed: int = 0) -> tuple[bytes, ...]:
     """The pieces without the least useful ones; what another piece is made of stays.
 
     What a piece is worth is the tokens that the text would have more without it: one for each time that it is a token,
-    and the bytes of a character but one. Pieces that cannot be reached go first.
+    and the bytes of a character but one. CAUTION standard errors are taken off the number of times, which blocks of the
+    text are compared for: a name that fills one chapter is worth less than a word that stands everywhere as often.
+    Pieces that cannot be reached go first.
 
     Args:
         ranked: the base and the pieces.
         symbols: a corpus as `Ranked.spell` gives it.
         target: how many pieces are kept.
+        threads: of the encoder.
+        fixed: how many of the first pieces stay whatever they are worth.
     """
     base = len(ranked.base.texts)
-    counts = token_counts(ranked.apply(symbols, threads), base + len(ranked.pieces))
+    encoded = ranked.apply(symbols, threads)
+    counts = token_counts(encoded, base + len(ranked.pieces))
+    squares = squares_by_block(encoded, len(counts))
     trees = ranked.trees(ranked.pieces)
     gone = set(ranked.unreachable())
     halves: dict[int, tuple[int, int]] = {}
@@ -173,11 +191,11 @@ def pruned(ranked: Ranked, symbols: Symbols, target: int, threads: int = 1) -> t
             users.update((left, right))
     alive = {base + number for number in range(len(ranked.pieces)) if number not in gone}
 
-    def worth(symbol: int) -> int:
+    def worth(symbol: int) -> float:
         saved = 1 if symbol in halves else len(ranked.pieces[symbol - base]) - 1
-        return saved * int(counts[symbol])
+        return float(saved * (counts[symbol] - CAUTION * np.sqrt(squares[symbol])))
 
-    heap = [(worth(symbol), -symbol) for symbol in alive if not users[symbol]]
+    heap = [(worth(symbol), -symbol) for symbol in alive if not users[symbol] and symbol >= base + fixed]
     heapq.heapify(heap)
     while len(alive) > target and heap:
         value, symbol = heapq.heappop(heap)
@@ -190,8 +208,9 @@ def pruned(ranked: Ranked, symbols: Symbols, target: int, threads: int = 1) -> t
         alive.discard(symbol)
         for half in halves.get(symbol, ()):
             counts[half] += counts[symbol]
+            squares[half] += squares[symbol]
             users[half] -= 1
-            if half in alive and not users[half]:
+            if half in alive and not users[half] and half >= base + fixed:
                 heapq.heappush(heap, (worth(half), -half))
     return tuple(text for number, text in enumerate(ranked.pieces) if base + number in alive)
 
@@ -202,7 +221,8 @@ def unreachable(base: Base) -> list[bytes]:
     A piece can be reached where its own text, spelled in characters or bytes with nothing before it and nothing cut,
     becomes that one token by all the merges. A BPE merges what neighbours stand beside it alone, so a piece that is not
     made from its own text is not made in any other text either: merges inside it are the same there, until one joins it
-    with what stands beside it.
+    with what stands beside it. A base with ignore_merges takes a chunk that is a piece as that piece, too.
     """
     trees = Ranked(base, ()).trees(base.texts)[:, :2].tolist()
-    return [text for symbol, text in enumerate(base.texts) if trees[symbol] != [1, symbol]]
+    dead = (text for symbol, text in enumerate(base.texts) if trees[symbol] != [1, symbol])
+    return [text for text in dead if not base.stands_whole(text)]

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+from making import Numbers
 
 from megatron_lm_zh.data.order.skip import Skipping
-from megatron_lm_zh.data.order.source import Span
-
-
-class Numbers:
-    """Sample i is [i]."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return np.array([index], dtype=np.int64)
-
-    def spans(self, index: int) -> list[Span]:
-        return [Span("numbers", index, 0, 1)]
-
-    def loss_weight(self, index: int) -> float:
-        return float(index)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -136,11 +137,13 @@ def test_two_writers_of_one_prefix(tmp_path: Path, flags: list[object]) -> None:
     while len(list(work.glob("*"))) < 3:
         assert first.poll() is None
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # so that it does not end before the others begin
     for more in ([], ["--shards", "0/2"]):
         code, _, err = finish(*flags, *out, *more)
         assert code == 2
         assert f"out.partial: process {first.pid} on " in err
         assert "writes to this --output-prefix" in err
+    first.send_signal(signal.SIGCONT)
     out, err = first.communicate(timeout=60)
     assert first.returncode == 0, err
 

@@ -19,7 +19,15 @@ from megatron_lm_zh.tokenizer.merge.bases import load_base
 from megatron_lm_zh.tokenizer.merge.construct import Extension, Rules, extend_from_corpus, extend_from_donor
 from megatron_lm_zh.tokenizer.merge.donors import load_donor
 from megatron_lm_zh.tokenizer.merge.pieces import bits_of, has_anchor, refusal
-from megatron_lm_zh.tokenizer.merge.ranking import tokens_in, unreachable
+from megatron_lm_zh.tokenizer.merge.ranking import (
+    BLOCK,
+    Ranked,
+    pruned,
+    squares_by_block,
+    token_counts,
+    tokens_in,
+    unreachable,
+)
 
 TYPES = {"sentencepiece": "SentencePiece", "byte-level": "HuggingFace"}
 EDGES = [
@@ -160,6 +168,35 @@ def test_a_base_that_normalises_keeps_doing_so(tmp_path: Path) -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == base.decode(base.encode(text))
     assert sum(len(tokenizer.encode(text)) for text in texts) == tokens_in(extension.ranked.encode(texts))
     assert unreachable(load_base(tmp_path / "new")) == unreachable(load_base(path))
+
+
+def test_a_word_of_one_place_goes_before_one_of_many(sentencepiece_base: Path) -> None:
+    ranked = Ranked(load_base(sentencepiece_base), tuple(map(str.encode, ["甲", "乙", "丙", "丁", "甲乙", "丙丁"])))
+    text = "甲乙。" * 20 + ("q7 " * BLOCK + "丙丁。") * 20
+    symbols = ranked.encode([text])
+    counts = token_counts(symbols, max(ranked.symbols.values()) + 1)
+    squares = squares_by_block(symbols, len(counts))
+    one_place, many = ranked.symbols["甲乙".encode()], ranked.symbols["丙丁".encode()]
+    assert counts[one_place] == counts[many] == 20
+    assert (squares[one_place], squares[many]) == (400, 20)
+    spelled = ranked.spell([text])
+    assert pruned(ranked, spelled, 5) == (*ranked.pieces[:4], ranked.pieces[5])
+    assert pruned(ranked, spelled, 5, fixed=5) == ranked.pieces[:5]
+
+
+def test_more_is_learnt_behind_a_donor(base_path: Path, unigram_donor: Path, tmp_path: Path) -> None:
+    base = load_base(base_path)
+    donor = extend_from_donor(base, load_donor(unigram_donor))
+    texts = [text.replace("数据库", "鷄鴨鵝") for text in chinese(600)]
+    extension = extend_from_corpus(base, texts, 25, behind=donor)
+    assert len(extension.pieces) == len(donor.pieces) + 25
+    assert extension.pieces[: len(donor.pieces)] == donor.pieces
+    assert "鷄鴨鵝".encode() in extension.pieces
+    assert extension.intermediates == donor.intermediates
+    assert not {one.text for one in extension.dropped} & {text.decode(errors="replace") for text in extension.pieces}
+    tokenizer = checked(extension, base_path, tmp_path / "new")
+    before = write_extension(donor, tmp_path / "donor")
+    assert len(tokenizer.encode(texts[0])) < len(before.encode(texts[0]))
 
 
 def test_intermediates_can_be_bounded(sentencepiece_base: Path, unigram_donor: Path) -> None:
