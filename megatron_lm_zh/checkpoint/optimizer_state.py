@@ -31,7 +31,7 @@ def optimizer_state(optimizer: MegatronOptimizer, weights: State, *, sharding: s
     """
     if not is_loading:
         _allocate(optimizer)
-    with _told_apart(optimizer):
+    with _told_apart(optimizer), _padding_kept(optimizer):
         metadata = checkpoint_metadata(sharding)
         state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
     parts = [_without_objects(part) for part in (state.values() if _is_chain(optimizer) else [state])]
@@ -69,7 +69,7 @@ def restore_optimizer(optimizer: MegatronOptimizer, state: State) -> None:
 
 def _allocate(optimizer: MegatronOptimizer) -> None:
     """Makes the state of an optimizer that has not stepped yet, as when fp16 has only overflowed: it is saved, too."""
-    for part in optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
+    for part in _parts(optimizer):
         if part.optimizer is not None and part.init_state_fn is not None:
             part.init_state_fn(part.optimizer, part.config)
 
@@ -87,6 +87,30 @@ def _told_apart(optimizer: MegatronOptimizer) -> Iterator[None]:
     yield
     for group, live in zip(optimizer.param_groups, settings, strict=True):
         group.update(live)
+
+
+@contextlib.contextmanager
+def _padding_kept(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Counts the padding at the end of each gradient bucket but the last as if it were numbers.
+
+    To save `fully_reshardable`, megatron-core 0.16 to 0.19 puts the buckets of a buffer together without that padding,
+    and then cuts the parameters out at the places that they have with it (its issue 504): where there are several
+    buckets, master weights and moments would be those of other parameters.
+    """
+    changed = []
+    for buffer in (buffer for part in _parts(optimizer) for buffer in getattr(part, "buffers", ())):
+        for holder in (buffer, *buffer.buckets):
+            changed.append((holder, holder.numel_unpadded))
+        for bucket in buffer.buckets[:-1]:
+            bucket.numel_unpadded = bucket.grad_data.numel()
+        buffer.numel_unpadded = sum(bucket.numel_unpadded for bucket in buffer.buckets)
+    yield
+    for holder, numel in changed:
+        holder.numel_unpadded = numel
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    return optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
 
 
 def _is_chain(optimizer: MegatronOptimizer) -> bool:

@@ -206,8 +206,8 @@ class Reshard:
 def _check_masters(stored: StoredTensors) -> None:
     """UserError where master weights, rounded, are not the weights.
 
-    megatron-core 0.16 writes `fully_reshardable` wrongly where one of several gradient buckets ends in padding: it
-    leaves the padding out and counts it all the same. Only the layout that saved such a checkpoint reads it rightly.
+    megatron-core writes `fully_reshardable` wrongly where one of several gradient buckets ends in padding: it leaves
+    the padding out and counts it all the same (megatron_lm_zh/checkpoint/optimizer_state.py mends what we write).
     """
     for name in stored.specs:
         found = _MASTER.fullmatch(name)
@@ -218,10 +218,7 @@ def _check_masters(stored: StoredTensors) -> None:
             master = stored.read(name, part).to(weight.dtype)
             if not torch.equal(master, stored.read(found[1], part)):
                 what = f"the master weights of {found[1]} are not its weights"
-                mend = (
-                    "resume in the layout that saved it with checkpoint.distrib_optim_sharding_type=dp_reshardable, "
-                    "save, and rewrite that"
-                )
+                mend = "its optimizer state is lost, its weights are right: rewrite those with --weights-only"
                 raise UserError(what, where=stored.where, mend=mend)
 
 

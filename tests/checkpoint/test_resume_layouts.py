@@ -19,6 +19,7 @@ pytestmark = pytest.mark.dist
 STEPS = ["train.steps=4", "checkpoint.interval=2", "evaluate.interval=4", "evaluate.batches=1", "model.seq_length=16"]
 DROPOUT = ["model.hidden_dropout=0.1", "model.attention_dropout=0.1"]
 DISTRIBUTED = ["optim.use_distributed_optimizer=true"]
+BUCKETS = ["ddp.overlap_grad_reduce=true", "ddp.megatron.bucket_size=3000"]
 BY_RANK = ["checkpoint.distrib_optim_sharding_type=dp_reshardable"]
 TP2, PP2, CP2, EP2 = (["parallel." + axis + "=2"] for axis in ("tensor", "pipeline", "context", "expert"))
 SEQUENCE = [*TP2, "parallel.sequence=true"]
@@ -94,6 +95,7 @@ CASES = {
     "fp16-distributed-before-its-first-update": Case([*FP16, *DISTRIBUTED, OVERFLOWING], 2, [], {}),
     "decoupled-lr": Case([*TWO_LAYERS, "optim.decoupled_lr=0.0005"], 1, [], {"pp2": (2, PP2)}),
     "decoupled-lr-distributed": Case([*TWO_LAYERS, *DISTRIBUTED, "optim.decoupled_lr=0.0005"], 2, [], {}),
+    "buckets": Case([*TWO_LAYERS, *DISTRIBUTED, *BUCKETS], 2, [], {"one-rank": (1, []), "tp2": (2, TP2)}, slow=False),
     "by-rank": Case([*TWO_LAYERS, *DISTRIBUTED, *BY_RANK], 2, [], {}, slow=False),
     "by-rank-ep2": Case([*EXPERTS, *DISTRIBUTED, *BY_RANK], 2, EP2, {}),
     "sgd": Case([*TWO_LAYERS, "optim.optimizer=sgd"], 2, PP2, {"one-rank": (1, [])}),

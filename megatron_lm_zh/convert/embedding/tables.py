@@ -25,7 +25,7 @@ OUTPUT = frozenset({"lm_head", "embed_out", "output_layer", "output", "head", "u
 """Modules that give each id its logit."""
 COPIES = frozenset({"embed_tokens", "head"})
 """Modules of a numbered layer that are one or the other: of layers that predict further tokens (DeepSeek-V3)."""
-ROW_DTYPES = ("F64", "F32", "F16", "BF16")
+ROW_DTYPES = ("F32", "BF16", "F16", "F64")
 """What a table may be in."""
 BLOCK_BYTES = 8 << 20
 """Memory of one block of rows in 64 bits."""
