@@ -65,6 +65,15 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def exports(self) -> Path:
+        """One Hugging Face directory a kept checkpoint, where `checkpoint.also_save_hf` asks for them."""
+        return self.path / "hf"
+
+    def export(self, step: int) -> Path:
+        """Hugging Face directory of the checkpoint taken after `step` steps."""
+        return self.exports / f"iter_{step:07d}"
+
+    @property
     def tracker(self) -> Path:
         """Number of the newest complete checkpoint, as Megatron-LM writes it."""
         return self.checkpoints / "latest_checkpointed_iteration.txt"

@@ -68,6 +68,9 @@ class Checkpoint:
     """Complete checkpoints kept; older ones are deleted after a newer one is complete."""
     async_save: bool = True
     """Write while training goes on."""
+    also_save_hf: bool = False
+    """Convert every kept checkpoint to a Hugging Face directory, hf/iter_N in the run directory, while training goes
+    on: a process beside rank 0 does it with one thread."""
     distrib_optim_sharding_type: Literal["fully_reshardable", "dp_reshardable"] = "fully_reshardable"
     """Distributed optimizer: `fully_reshardable` is gathered over the data-parallel ranks and resumes in any layout;
     `dp_reshardable` is written by each rank as it is, faster over many ranks, and resumes in the same layout alone."""

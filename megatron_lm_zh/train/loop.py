@@ -49,11 +49,15 @@ def train(run: Run, stop: StopRequest) -> bool:
                 if number == last or stopped_by or number % config.checkpoint.interval == 0:
                     save(run)
                 run.saver.poll()
+                if run.exports is not None:
+                    run.exports.poll()
             if stopped_by and number < last:
                 run.saver.finish()
                 run.reporter.note(f"stopped by {stopped_by} after step {number}; the next start goes on from there")
                 return False
     run.saver.finish()
+    if run.exports is not None:
+        run.exports.finish()
     on_rank_0(lambda: write_bytes(directory.done, (json.dumps({"step": run.step}) + "\n").encode()))
     run.reporter.note(f"done: {last:,} steps; everything lies in {directory.path}")
     return True

@@ -46,6 +46,7 @@ from megatron_lm_zh.runtime.ranks import Ranks
 from megatron_lm_zh.runtime.replica import Replica, join_replica
 from megatron_lm_zh.tokenizer.base import Tokenizer
 from megatron_lm_zh.train.evaluate import Evaluator
+from megatron_lm_zh.train.exports import Exports
 from megatron_lm_zh.train.layer_meters import LayerMeters
 from megatron_lm_zh.train.start import take_hf_weights
 from megatron_lm_zh.train.step import Stepper
@@ -68,6 +69,8 @@ class Run:
     layer_meters: LayerMeters
     evaluator: Evaluator
     saver: Saver
+    exports: Exports | None
+    """Rank 0, where `checkpoint.also_save_hf` asks for it."""
     reporter: Reporter
     incidents: Incidents
     attempt: int
@@ -154,6 +157,7 @@ def open_run(
                 asynchronous=config.checkpoint.async_save,
                 sharding=sharding_of(config),
             ),
+            exports=stack.enter_context(_exports(config, directory, ranks, incidents)),
             reporter=stack.enter_context(_reporter(config, directory, ranks, step)),
             incidents=incidents,
             attempt=attempt or 0,
@@ -233,6 +237,23 @@ def _reporter(config: Config, directory: RunDirectory, ranks: Ranks, step: int) 
     experts = open_experts_sink(directory.path, resume_step=step) if config.model.num_moe_experts is not None else None
     line = ConsoleLine(config.total_steps, config.total_tokens)
     return Reporter(sinks, Console(line, sys.stdout, total_steps=config.total_steps, first_step=step), experts)
+
+
+@contextmanager
+def _exports(config: Config, directory: RunDirectory, ranks: Ranks, incidents: Incidents) -> Iterator[Exports | None]:
+    if ranks.rank != 0 or not config.checkpoint.also_save_hf:
+        yield None
+        return
+
+    def failed(step: int, said: str) -> None:
+        print(f"warning: no export of step {step}: {said}", file=sys.stderr)
+        incidents.record("export_failed", step=step, rank=0, message=said)
+
+    exports = Exports(directory, failed)
+    try:
+        yield exports
+    finally:
+        exports.stop()
 
 
 def _report_resume(

@@ -10,6 +10,12 @@ YARN = "kind: yarn, factor: 2, original_max_position_embeddings: 32"
 # Rule, overrides of the small config, world, words of the message.
 BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
     (
+        "saved_family_converts",
+        ("checkpoint.also_save_hf=true", "model.family=gpt"),
+        None,
+        "family gpt does not convert to Hugging Face",
+    ),
+    (
         "family_holds_architecture",
         ("model.qk_layernorm=true",),
         None,

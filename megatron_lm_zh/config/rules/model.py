@@ -79,7 +79,18 @@ def predictions_fit_the_sequence(config: Config, world: int | None) -> UserError
     return UserError(what, expected=f"fewer than {chunk}")
 
 
+@rule("checkpoint.also_save_hf", "model.family")
+def saved_family_converts(config: Config, world: int | None) -> UserError | None:
+    """A family without tables has no Hugging Face class, and every export would fail."""
+    if not config.checkpoint.also_save_hf or family(config.model.family).huggingface is not None:
+        return None
+    what = f"checkpoint.also_save_hf: true, and family {config.model.family} does not convert to Hugging Face"
+    others = words(candidate.name for candidate in FAMILIES if candidate.huggingface is not None)
+    return UserError(what, mend=f"take it out, or choose a model.family of {others}")
+
+
 RULES = (
+    saved_family_converts,
     family_holds_architecture,
     family_has_what_it_needs,
     predictions_have_no_learned_positions,
