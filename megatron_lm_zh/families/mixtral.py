@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megatron_lm_zh.families import rows
-from megatron_lm_zh.families.base import EXPERTS, ConfigRow, Family, HuggingFace, WeightRow
+from megatron_lm_zh.families.base import EXPERTS, ConfigRow, Family, HuggingFace
 
 _EXPERT = rows.LAYER + "block_sparse_moe.experts.{expert}."
 
@@ -19,27 +21,9 @@ MIXTRAL = Family(
             *rows.EMBEDDINGS,
             *rows.ATTENTION,
             rows.EXPERTS_NORM,
-            WeightRow(
-                "{block}mlp.router.weight",
-                (rows.LAYER + "block_sparse_moe.gate.weight",),
-                shape=("num_moe_experts", "hidden_size"),
-                stands="experts",
-            ),
-            WeightRow(
-                "{block}mlp.experts.experts.linear_fc1.weight",
-                (_EXPERT + "w1.weight", _EXPERT + "w3.weight"),
-                shape=("expert_gate_up_size", "hidden_size"),
-                op="gate_up",
-                shard_axis=0,
-                stands="experts",
-            ),
-            WeightRow(
-                "{block}mlp.experts.experts.linear_fc2.weight",
-                (_EXPERT + "w2.weight",),
-                shape=("hidden_size", "moe_ffn_hidden_size"),
-                shard_axis=1,
-                stands="experts",
-            ),
+            replace(rows.ROUTER, hf=(rows.LAYER + "block_sparse_moe.gate.weight",)),
+            replace(rows.EXPERT_GATE_UP, hf=(_EXPERT + "w1.weight", _EXPERT + "w3.weight")),
+            replace(rows.EXPERT_DOWN, hf=(_EXPERT + "w2.weight",)),
         ),
         config=(
             *rows.SIZES_WITHOUT_MLP,

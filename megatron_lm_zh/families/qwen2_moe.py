@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megatron_lm_zh.families import rows
 from megatron_lm_zh.families.base import EXPERTS, ConfigRow, Family, FixedRow, HuggingFace, WeightRow
 
@@ -21,21 +23,8 @@ QWEN2_MOE = Family(
             *rows.ATTENTION,
             *rows.GATED_MLP,
             *rows.EXPERTS,
-            WeightRow(
-                "{block}mlp.shared_experts.linear_fc1.weight",
-                (_SHARED + "gate_proj.weight", _SHARED + "up_proj.weight"),
-                shape=("shared_gate_up_size", "hidden_size"),
-                op="gate_up",
-                shard_axis=0,
-                stands="experts",
-            ),
-            WeightRow(
-                "{block}mlp.shared_experts.linear_fc2.weight",
-                (_SHARED + "down_proj.weight",),
-                shape=("hidden_size", "moe_shared_expert_intermediate_size"),
-                shard_axis=1,
-                stands="experts",
-            ),
+            replace(rows.SHARED_GATE_UP, hf=(_SHARED + "gate_proj.weight", _SHARED + "up_proj.weight")),
+            replace(rows.SHARED_DOWN, hf=(_SHARED + "down_proj.weight",)),
             WeightRow(
                 "{block}mlp.shared_experts.gate_weight",
                 (rows.LAYER + "mlp.shared_expert_gate.weight",),

@@ -112,25 +112,22 @@ ROUTER = WeightRow(
     shape=("num_moe_experts", "hidden_size"),
     stands="experts",
 )
-EXPERTS = (
-    EXPERTS_NORM,
-    ROUTER,
-    WeightRow(
-        "{block}mlp.experts.experts.linear_fc1.weight",
-        (LAYER + "mlp.experts.{expert}.gate_proj.weight", LAYER + "mlp.experts.{expert}.up_proj.weight"),
-        shape=("expert_gate_up_size", "hidden_size"),
-        op="gate_up",
-        shard_axis=0,
-        stands="experts",
-    ),
-    WeightRow(
-        "{block}mlp.experts.experts.linear_fc2.weight",
-        (LAYER + "mlp.experts.{expert}.down_proj.weight",),
-        shape=("hidden_size", "moe_ffn_hidden_size"),
-        shard_axis=1,
-        stands="experts",
-    ),
+EXPERT_GATE_UP = WeightRow(
+    "{block}mlp.experts.experts.linear_fc1.weight",
+    (LAYER + "mlp.experts.{expert}.gate_proj.weight", LAYER + "mlp.experts.{expert}.up_proj.weight"),
+    shape=("expert_gate_up_size", "hidden_size"),
+    op="gate_up",
+    shard_axis=0,
+    stands="experts",
 )
+EXPERT_DOWN = WeightRow(
+    "{block}mlp.experts.experts.linear_fc2.weight",
+    (LAYER + "mlp.experts.{expert}.down_proj.weight",),
+    shape=("hidden_size", "moe_ffn_hidden_size"),
+    shard_axis=1,
+    stands="experts",
+)
+EXPERTS = (EXPERTS_NORM, ROUTER, EXPERT_GATE_UP, EXPERT_DOWN)
 """A mixture of experts as Qwen and DeepSeek name it."""
 
 SIZES_WITHOUT_MLP = (
@@ -231,23 +228,22 @@ LATENT_ATTENTION = (
 """Multi-head latent attention. With Transformer Engine every rank holds the whole down-projections. Both sides rotate
 neighbouring channels, so no channel moves."""
 
-SHARED_EXPERTS = (
-    WeightRow(
-        "{block}mlp.shared_experts.linear_fc1.weight",
-        (LAYER + "mlp.shared_experts.gate_proj.weight", LAYER + "mlp.shared_experts.up_proj.weight"),
-        shape=("shared_gate_up_size", "hidden_size"),
-        op="gate_up",
-        shard_axis=0,
-        stands="experts",
-    ),
-    WeightRow(
-        "{block}mlp.shared_experts.linear_fc2.weight",
-        (LAYER + "mlp.shared_experts.down_proj.weight",),
-        shape=("hidden_size", "moe_shared_expert_intermediate_size"),
-        shard_axis=1,
-        stands="experts",
-    ),
+SHARED_GATE_UP = WeightRow(
+    "{block}mlp.shared_experts.linear_fc1.weight",
+    (LAYER + "mlp.shared_experts.gate_proj.weight", LAYER + "mlp.shared_experts.up_proj.weight"),
+    shape=("shared_gate_up_size", "hidden_size"),
+    op="gate_up",
+    shard_axis=0,
+    stands="experts",
 )
+SHARED_DOWN = WeightRow(
+    "{block}mlp.shared_experts.linear_fc2.weight",
+    (LAYER + "mlp.shared_experts.down_proj.weight",),
+    shape=("hidden_size", "moe_shared_expert_intermediate_size"),
+    shard_axis=1,
+    stands="experts",
+)
+SHARED_EXPERTS = (SHARED_GATE_UP, SHARED_DOWN)
 """Experts for every token, as DeepSeek names them."""
 EXPERT_BIAS = WeightRow(
     "{block}mlp.router.expert_bias",
