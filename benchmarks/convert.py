@@ -1,11 +1,15 @@
-"""Time and memory of `mlzh convert` in both directions, beside cp and beside loading and saving with transformers.
+"""Time and memory of `mlzh convert` in both directions, beside cp and beside other ways to convert.
 
     python benchmarks/convert.py --size 5 --directory /some/disk
 
 makes a random Llama of about --size GB in bf16 and times, --repeats times each in turn: `cp` of its files with an fsync
-of each, from-hf, to-hf of what that made, and from_pretrained + save_pretrained. Every run is a process of its own; its
-time counts from after its imports. The memory is the peak of its anonymous memory (/proc/self/smaps_rollup). What to-hf
-made must be the model's own bits. Needs three times --size on the disk, and removes what it wrote.
+of each, from-hf, to-hf of what that made, both directions by building megatron-core's model (convert_by_building.py),
+and from_pretrained + save_pretrained of transformers, which is a copy. Every run is a process of its own; its time
+counts from after its imports. The memory is the peak of its anonymous memory (/proc/self/smaps_rollup). What to-hf and
+the peer made must be the model's own bits. Needs three times --size on the disk, and removes what it wrote.
+
+Before its clock starts, a run takes as much memory as it will write and gives it back: a virtual machine whose host has
+taken free memory away would otherwise time how the host brings it again, which is slower than what is compared here.
 """
 
 from __future__ import annotations
@@ -23,10 +27,15 @@ from pathlib import Path
 import torch
 
 COMMON = """
-import json, os, shutil, sys, threading, time
+import json, mmap, os, shutil, sys, threading, time
 from pathlib import Path
-source, target, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+source, target, workers, num_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 peak, running = 0, True
+
+def warm():
+    with mmap.mmap(-1, num_bytes) as memory:
+        for at in range(0, num_bytes, mmap.PAGESIZE):
+            memory[at] = 1
 
 def watch():
     global peak
@@ -46,15 +55,21 @@ IMPORTS = {
     "cp": "",
     "from-hf": "from megatron_lm_zh.convert.from_hf import from_hf",
     "to-hf": "from megatron_lm_zh.convert.to_hf import to_hf",
+    "from-hf, built": "import convert_by_building",
+    "to-hf, built": "import convert_by_building",
     "transformers": "import torch\nfrom transformers import LlamaForCausalLM",
 }
 WORK = {
     "cp": "shutil.copytree(source, target); sync(target)",
     "from-hf": "from_hf(source, target, workers=workers)",
     "to-hf": "to_hf(source, target, workers=workers)",
+    "from-hf, built": "convert_by_building.from_hf(source, target); sync(target)",
+    "to-hf, built": "convert_by_building.to_hf(source, target); sync(target)",
     "transformers": "LlamaForCausalLM.from_pretrained(source, dtype='auto').save_pretrained(target); sync(target)",
 }
+CHECKED = ("to-hf", "from-hf, built", "to-hf, built")
 TIMED = """
+warm()
 thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 began = time.perf_counter()
@@ -109,11 +124,12 @@ def make(directory: Path, gigabytes: float) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-def timed(what: str, source: Path, target: Path, workers: int) -> tuple[float, int]:
-    """Seconds and peak of anonymous memory of one run in a process of its own."""
+def timed(what: str, source: Path, target: Path, workers: int, num_bytes: int) -> tuple[float, int]:
+    """Seconds and peak of anonymous memory of one run in a process of its own, which writes about `num_bytes`."""
     code = COMMON + IMPORTS[what] + TIMED.format(work=WORK[what])
-    command = [sys.executable, "-W", "ignore", "-c", code, str(source), str(target), str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    command = [sys.executable, "-W", "ignore", "-c", code, str(source), str(target), str(workers), str(num_bytes)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(done.stderr)
     seconds, peak = json.loads(done.stdout.splitlines()[-1])
@@ -144,11 +160,11 @@ def main() -> None:
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in WORK}
         for repeat in range(args.repeats):
             for name in WORK:
-                source = root / ("megatron" if name == "to-hf" else "hf")
+                source = root / ("megatron" if name.startswith("to-hf") else "hf")
                 target = root / ("megatron" if name == "from-hf" else "out")
-                found[name].append(timed(name, source, target, args.workers))
-                if name == "to-hf" and repeat == 0 and not same(root / "hf", target):
-                    raise SystemExit("to-hf did not give the model back")
+                found[name].append(timed(name, source, target, args.workers, num_bytes))
+                if repeat == 0 and name in CHECKED and not same(root / "hf", target):
+                    raise SystemExit(f"{name} did not give the model back")
                 if name != "from-hf":
                     shutil.rmtree(target)
             shutil.rmtree(root / "megatron")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from megatron_lm_zh.convert.mapped import touch
 from megatron_lm_zh.convert.plan import Job, Piece, Plan, PlannedFile
 from megatron_lm_zh.files import sync_directory
 
@@ -51,7 +52,7 @@ def write_pieces(
     plan: Plan,
     jobs: Sequence[Job],
     *,
-    workers: int,
+    workers: int | None = None,
     done: Set[str] = frozenset(),
     on_file: Callable[[str], None] = lambda name: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -62,7 +63,7 @@ def write_pieces(
 
     Args:
         jobs: they make every piece of the plan once.
-        workers: threads.
+        workers: threads; None: `default_workers`.
         done: files that are there already; jobs whose pieces are all in those are left out.
         on_file: called with the name of a file when it is whole and on the disk.
         on_progress: called now and then from the calling thread.
@@ -75,6 +76,7 @@ def write_pieces(
     waiting = [job for job in jobs if any(piece.file not in done for piece in job.pieces)]
     budget = _Budget(max([_SPARE_MEMORY, *(job.memory for job in jobs)]))
     source = iter(waiting)
+    threads = workers or default_workers()
     lock = threading.Lock()
     started = time.monotonic()
 
@@ -91,9 +93,9 @@ def write_pieces(
     def report() -> None:
         on_progress(Progress(work.bytes_done, plan.num_bytes, work.bytes_before, time.monotonic() - started))
 
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         try:
-            futures = [pool.submit(run_jobs) for _ in range(workers)]
+            futures = [pool.submit(run_jobs) for _ in range(threads)]
             while True:
                 ended, running = wait(futures, timeout=_TICK, return_when=FIRST_EXCEPTION)
                 report()
@@ -148,6 +150,7 @@ class _Work:
         shape = piece.spec.shape if piece.part is None else piece.spec.shape[1:]
         assert (tuple(tensor.shape), tensor.dtype) == (shape, piece.spec.dtype), f"{piece.key} is not as planned"
         tensor = tensor.contiguous().reshape(piece.spec.shape)
+        touch(tensor)
         descriptor = os.open(self._directory / piece.file, os.O_WRONLY)
         try:
             offset = piece.offset
