@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all: temporary name, fsync, rename."""
+"""Files and directories that are written whole or not at all: temporary name, fsync, rename."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,3 +78,30 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` to ``path`` atomically; errors as in `atomic_file`."""
     with atomic_file(path) as stream:
         stream.write(content)
+
+
+def check_new_directory(path: Path) -> None:
+    """UserError if something is where a new directory shall be; an empty directory is nothing."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError("the output exists already", where=str(path), mend="name another one or remove it")
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """An empty directory that takes the name ``path`` when the block ends, and leaves nothing when it raises.
+
+    Raises:
+        UserError: there is something already, or the system refuses to write.
+    """
+    check_new_directory(path)
+    partial = temporary_name(path.absolute())
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        yield partial
+        partial.rename(path)  # takes the place of an empty directory, too
+        sync_directory(partial.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

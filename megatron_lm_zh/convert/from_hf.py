@@ -13,13 +13,13 @@ from megatron_lm_zh.convert.hf_source import open_hf
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE
 from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS
 from megatron_lm_zh.convert.model_file import write_model_file
-from megatron_lm_zh.convert.output import check_output, new_directory
-from megatron_lm_zh.convert.plan import Job, Plan, identity_of, natural
-from megatron_lm_zh.convert.streaming import Progress, default_workers, write_pieces
+from megatron_lm_zh.convert.output import converted
+from megatron_lm_zh.convert.plan import Job, Plan, natural
+from megatron_lm_zh.convert.streaming import Progress, write_pieces
 from megatron_lm_zh.convert.tokenizer_files import copy_from_hf
 from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, plan_torch_dist, write_index
-from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import huggingface
+from megatron_lm_zh.files import check_new_directory
 
 
 class FromHF:
@@ -47,8 +47,7 @@ class FromHF:
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         """Writes the checkpoint; `from_hf` says how."""
-        before = identity_of(self.hf_dir)
-        with new_directory(checkpoint, self.plan.num_bytes, self.plan.fingerprint("from-hf", before)) as result:
+        with converted(checkpoint, self.plan, "from-hf", self.hf_dir) as result:
             copy_from_hf(self.hf_dir, result.path / "tokenizer")
             special_tokens = {key: self.hf_config.get(key) for key in SPECIAL_TOKENS}
             if "auto_map" in self.hf_config:  # where the classes of remote code are
@@ -58,14 +57,12 @@ class FromHF:
                 result.path,
                 self.plan,
                 self._jobs(),
-                workers=workers or default_workers(),
+                workers=workers,
                 done=frozenset(result.done),
                 on_file=result.record,
                 on_progress=on_progress,
             )
             write_index(result.path, self.plan, self.specs)
-            if identity_of(self.hf_dir) != before:
-                raise UserError("the files changed while they were converted", where=str(self.hf_dir))
 
     def _jobs(self) -> list[Job]:
         step_of = {(step.megatron, step.part): step for step in self.conversion.steps}
@@ -98,5 +95,5 @@ def from_hf(
     Raises:
         UserError: the directory does not convert or the output cannot be used; there is no output then.
     """
-    check_output(checkpoint)
+    check_new_directory(checkpoint)
     FromHF(hf_dir).run(checkpoint, workers=workers, on_progress=on_progress)

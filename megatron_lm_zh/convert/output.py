@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_lm_zh.convert.plan import Plan, identity_of
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import sync_directory, write_error
+from megatron_lm_zh.files import check_new_directory, sync_directory, write_error
 from megatron_lm_zh.runtime.locks import exclusive
 
 JOURNAL = ".journal"
@@ -34,12 +35,6 @@ class Partial:
         self.done.add(name)
 
 
-def check_output(output: Path) -> None:
-    """UserError if something is where the result shall be."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("the output exists already", where=str(output), mend="name another one or remove it")
-
-
 @contextmanager
 def new_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Partial]:
     """Yields a directory beside `output` that becomes `output` when the block ends without an error.
@@ -55,7 +50,7 @@ def new_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Pa
         UserError: the output is taken, cannot be written, or the disk is full. There is no `output` then; what was
             done stays for the next attempt, if it is at least one whole file.
     """
-    check_output(output)
+    check_new_directory(output)
     path = output.with_name(f"{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +70,23 @@ def new_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Pa
                 raise _with_hint(error, output, len(partial.done)) from error
     except OSError as error:
         raise write_error(output, error) from error
+
+
+@contextmanager
+def converted(output: Path, plan: Plan, what: str, *sources: Path) -> Iterator[Partial]:
+    """Yields the directory that becomes what a plan makes of some directories; errors as in `new_directory`.
+
+    Args:
+        output: where the result shall be.
+        plan: its tensors.
+        what: the kind of conversion, which an earlier attempt must share.
+        sources: what is converted. UserError, and no result, where a file of theirs has changed at the end.
+    """
+    before = identity_of(*sources)
+    with new_directory(output, plan.num_bytes, plan.fingerprint(what, before)) as result:
+        yield result
+        if identity_of(*sources) != before:
+            raise UserError("the files changed while they were converted", where=str(sources[0]))
 
 
 @contextmanager

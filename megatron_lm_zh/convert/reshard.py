@@ -26,14 +26,14 @@ from megatron_lm_zh.convert.engine import Source, TensorSpec
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, find_checkpoint, is_weight
 from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS
 from megatron_lm_zh.convert.model_file import write_model_file
-from megatron_lm_zh.convert.output import check_output, new_directory
-from megatron_lm_zh.convert.plan import Job, Piece, Plan, identity_of, natural
-from megatron_lm_zh.convert.streaming import Progress, default_workers, write_pieces
+from megatron_lm_zh.convert.output import converted
+from megatron_lm_zh.convert.plan import Job, Piece, Plan, natural
+from megatron_lm_zh.convert.streaming import Progress, write_pieces
 from megatron_lm_zh.convert.to_hf import read_model, tokenizer_of
 from megatron_lm_zh.convert.tokenizer_files import copy_all
 from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, METADATA, plan_torch_dist, write_index
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import read_json, write_bytes
+from megatron_lm_zh.files import check_new_directory, read_json, write_bytes
 from megatron_lm_zh.run_directory import CONFIG, MANIFEST
 
 COMMON = "common.pt"
@@ -96,14 +96,12 @@ class Reshard:
         self.check_name(output)
         if isinstance(self.states, StoredTensors):
             _check_masters(self.states)
-        before = identity_of(self.checkpoint)
-        kind = f"reshard {self.weights_only}"
-        with new_directory(output, self.plan.num_bytes, self.plan.fingerprint(kind, before)) as result:
+        with converted(output, self.plan, f"reshard {self.weights_only}", self.checkpoint) as result:
             write_pieces(
                 result.path,
                 self.plan,
                 [self._job(piece) for piece in self.plan.pieces],
-                workers=workers or default_workers(),
+                workers=workers,
                 done=frozenset(result.done),
                 on_file=result.record,
                 on_progress=on_progress,
@@ -113,12 +111,10 @@ class Reshard:
                 self._write_model_file(result.path)
             else:
                 self._write_rest(result.path)
-            if identity_of(self.checkpoint) != before:
-                raise UserError("the files changed while they were rewritten", where=str(self.checkpoint))
 
     def check_name(self, output: Path) -> None:
         """UserError if something is there, or the directory has the name of another step."""
-        check_output(output)
+        check_new_directory(output)
         named = _NAMED.fullmatch(output.name)
         if named is not None and int(named[1]) != self.manifest["step"]:
             expected = f"iter_{self.manifest['step']:07d}"
@@ -245,7 +241,7 @@ def reshard(
     Raises:
         UserError: the checkpoint cannot be rewritten or the output cannot be used; there is no output then.
     """
-    check_output(output)
+    check_new_directory(output)
     job = Reshard(
         checkpoint,
         weights_only=weights_only,

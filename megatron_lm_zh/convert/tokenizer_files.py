@@ -5,32 +5,23 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-_NAMES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+from megatron_lm_zh.tokenizer.huggingface import FILES
+
+_TEMPLATES = "additional_chat_templates"
+_PATTERNS = (*FILES, "*.tiktoken", "chat_template.json", "generation_config.json", "*.py")
 
 
 def copy_from_hf(hf_dir: Path, target: Path) -> None:
-    """Copies what goes through unread to a new directory `target`: tokenizer, generation config, remote code."""
-    present = [hf_dir / name for name in _NAMES if (hf_dir / name).is_file()] + sorted(hf_dir.glob("*.py"))
+    """Copies what goes through unread to a directory `target`: tokenizer, chat templates, generation config, code."""
+    present = [path for pattern in _PATTERNS for path in sorted(hf_dir.glob(pattern)) if path.is_file()]
     if present:
         target.mkdir(exist_ok=True)
         for path in present:
             shutil.copyfile(path, target / path.name)
+        if (hf_dir / _TEMPLATES).is_dir():
+            shutil.copytree(hf_dir / _TEMPLATES, target / _TEMPLATES, dirs_exist_ok=True)
 
 
 def copy_all(source: Path, target: Path) -> None:
-    """Copies every file of a directory that holds a tokenizer and nothing else."""
-    for path in sorted(source.iterdir()):
-        if path.is_file():
-            shutil.copyfile(path, target / path.name)
+    """Copies a directory that holds a tokenizer and nothing else into `target`."""
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +14,7 @@ from threading import Thread
 from typing import Any
 
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import sync_directory, temporary_name, write_bytes, write_error
+from megatron_lm_zh.files import new_directory, write_bytes
 from megatron_lm_zh.tokenizer.base import Tokenizer
 from megatron_lm_zh.tokenizer.texts import TextFiles
 from megatron_lm_zh.tokenizer.training.kinds import KINDS, kind_named, options_for
@@ -72,7 +70,7 @@ def train_tokenizer(
     kind, asked = kind_named(model_type), options_for(model_type, vocab_size, options)
     files = inputs if isinstance(inputs, TextFiles) else TextFiles(tuple(inputs))
     reader = _Reader(files)
-    with _new_directory(output) as directory:
+    with new_directory(output) as directory:
         try:
             tokenizer = _apart(
                 lambda: kind.train(reader.texts, asked, directory), lambda: on_progress(reader.progress())
@@ -182,25 +180,3 @@ def _record(model_type: str, options: Options, reader: _Reader, tokenizer: Token
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
-    """An empty directory that takes the name ``output`` when the block ends, and leaves nothing when it raises.
-
-    Raises:
-        UserError: there is something already, or the system refuses to write.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("there is something already", where=str(output), expected="a new or empty directory")
-    partial = temporary_name(output.absolute())
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        yield partial
-        partial.rename(output)  # takes the place of an empty directory, too
-        sync_directory(partial.parent)
-    except OSError as error:
-        raise write_error(output, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -102,10 +102,14 @@ def test_a_config_of_transformers_4_reads_the_same(tmp_path: Path) -> None:
 def test_tokenizer_files_travel_verbatim(tmp_path: Path) -> None:
     hf = make_hf(tmp_path / "hf", vocab_size=400)
     make_tokenizer(hf)
+    (hf / "additional_chat_templates").mkdir()
+    more = ["additional_chat_templates/tool.jinja", "chat_template.jinja", "qwen.tiktoken", "spiece.model", "code.py"]
+    for name in more:
+        (hf / name).write_text(f"{name}: 天下\n", encoding="utf-8")
     from_hf(hf, tmp_path / "megatron")
     to_hf(tmp_path / "megatron", tmp_path / "back")
-    names = [path.name for path in hf.glob("tokenizer*")]
-    assert len(names) >= 2
+    names = [path.name for path in hf.glob("tokenizer*")] + more
+    assert len(names) >= 2 + len(more)
     assert all((hf / name).read_bytes() == (tmp_path / "back" / name).read_bytes() for name in names)
 
 

@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Converts and says where the result lies."""
     from megatron_lm_zh.convert.from_hf import FromHF
-    from megatron_lm_zh.convert.output import check_output
+    from megatron_lm_zh.files import check_new_directory
 
-    check_output(args.checkpoint)
+    check_new_directory(args.checkpoint)
     job = FromHF(args.hf_dir)
     return common.convert(
         args,

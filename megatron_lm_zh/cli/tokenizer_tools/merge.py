@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extends and says what there is now."""
     from megatron_lm_zh.errors import UserError
+    from megatron_lm_zh.files import check_new_directory
     from megatron_lm_zh.tokenizer.merge.artifacts import write_extension
     from megatron_lm_zh.tokenizer.merge.bases import load_base
     from megatron_lm_zh.tokenizer.merge.construct import Rules, extend_from_corpus, extend_from_donor
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--threads {args.threads}", expected="1 or more")
     if args.intermediates is not None and (args.pieces is None or args.intermediates < 0):
         raise UserError(f"--intermediates {args.intermediates}", expected="0 or more, and --pieces")
+    check_new_directory(args.output)  # learning takes a while
     base = load_base(args.base, pattern=args.pattern, special=args.special)
     texts = read_texts(args.corpus, json_key=args.json_key, share=args.share, seed=args.seed) if args.corpus else []
     rules = Rules(args.joins, threads=args.threads, intermediates=args.intermediates)

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers.processors import TemplateProcessing
 
 from megatron_lm_zh.errors import UserError
-from megatron_lm_zh.files import write_bytes
+from megatron_lm_zh.files import new_directory, write_bytes
 from megatron_lm_zh.tokenizer.base import Tokenizer
 from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
 from megatron_lm_zh.tokenizer.extension import RECORD_FILE
@@ -40,35 +40,35 @@ def write_extension(extension: Extension, directory: Path) -> Tokenizer:
     Raises:
         UserError: the directory holds files already, or cannot be written.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError("there is something already", where=str(directory), expected="a new or empty directory")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make it: {error.strerror}", where=str(directory)) from error
+    with new_directory(directory) as partial:
+        tokenizer = _write(extension, partial)
+        record = {
+            "base_vocab_size": extension.base.vocab_size,
+            "pieces": len(extension.pieces),
+            "intermediates": extension.intermediates,
+            "fingerprint": tokenizer.fingerprint,
+            "dropped": [{"text": one.text, "reason": one.reason} for one in extension.dropped],
+        }
+        write_bytes(partial / RECORD_FILE, _json(record))
+    return type(tokenizer)(directory)
+
+
+def _write(extension: Extension, directory: Path) -> SentencePieceTokenizer | HuggingFaceTokenizer:
+    """The tokenizer's files and what of the base's directory goes with them; the tokenizer that they are."""
     base = extension.base
-    tokenizer: Tokenizer
-    if base.kind == "sentencepiece":
-        write_bytes(directory / MODEL_FILE, _model(extension))
-        tokenizer = SentencePieceTokenizer(directory)
-        config = _settings(base.path)
-        tokenizer.save_huggingface(
-            directory, settings=settings_of(config), post_processor=_post_processor(base.path, config, tokenizer)
-        )
-    else:
+    if base.kind == "byte-level":
         _write_byte_level(extension, directory)
+        if base.path.is_dir():
+            _copy_others(base.path, directory)
+        return HuggingFaceTokenizer(directory)
+    write_bytes(directory / MODEL_FILE, _model(extension))
+    tokenizer = SentencePieceTokenizer(directory)
+    config = _settings(base.path)
+    tokenizer.save_huggingface(
+        directory, settings=settings_of(config), post_processor=_post_processor(base.path, config, tokenizer)
+    )
     if base.path.is_dir():
         _copy_others(base.path, directory)
-    if base.kind == "byte-level":
-        tokenizer = HuggingFaceTokenizer(directory)
-    record = {
-        "base_vocab_size": base.vocab_size,
-        "pieces": len(extension.pieces),
-        "intermediates": extension.intermediates,
-        "fingerprint": tokenizer.fingerprint,
-        "dropped": [{"text": one.text, "reason": one.reason} for one in extension.dropped],
-    }
-    write_bytes(directory / RECORD_FILE, _json(record))
     return tokenizer
 
 

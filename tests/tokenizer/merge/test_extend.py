@@ -264,5 +264,5 @@ def test_says_what_is_wrong(sentencepiece_base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--joins all"):
         extend_from_corpus(base, chinese(20), 5, Rules("all"))
     (tmp_path / "file").write_text("there")
-    with pytest.raises(UserError, match="there is something already"):
+    with pytest.raises(UserError, match="the output exists already"):
         write_extension(Extension(base, ()), tmp_path)

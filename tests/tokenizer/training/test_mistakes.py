@@ -112,7 +112,7 @@ def test_outputs_that_are_taken_or_cannot_be(text_file: Path, tmp_path: Path) ->
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     (tmp_path / "file").touch()
-    expected = "there is something already; expected a new or empty directory"
+    expected = "the output exists already; name another one or remove it"
     assert mistake([text_file], tmp_path / "full") == f"{tmp_path / 'full'}: {expected}"
     assert mistake([text_file], tmp_path / "file") == f"{tmp_path / 'file'}: {expected}"
     assert "cannot write: " in mistake([text_file], tmp_path / "file" / "out")
