@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.convert.engine import Conversion, Source, TensorSpec
 from megatron_lm_zh.convert.hf_files import CONFIG, HFWeights
 from megatron_lm_zh.convert.hf_source import open_hf
+from megatron_lm_zh.convert.legacy.find import NOTHING_ASKED, Asked, Plain, find_plain
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, MegatronWeights, find_checkpoint, is_weight
 from megatron_lm_zh.convert.plan import natural
 from megatron_lm_zh.convert.sizes import Sizes
@@ -25,6 +27,7 @@ from megatron_lm_zh.families.registry import huggingface
 from megatron_lm_zh.files import read_json
 from megatron_lm_zh.run_directory import MANIFEST
 
+_NO_PARTS: Mapping[str, int | None] = MappingProxyType({})
 _BLOCK = 1 << 24
 _PROBLEMS_SHOWN = 20
 
@@ -84,26 +87,31 @@ class Inspection:
         return f"{self.vocab_size:,} padded to {self.padded_vocab_size:,}"
 
 
-def inspect(path: Path, *, values: bool = False) -> Inspection:
+def inspect(path: Path, asked: Asked = NOTHING_ASKED, *, values: bool = False) -> Inspection:
     """Looks at a directory.
 
     Args:
+        asked: what the user says of a checkpoint of Megatron-LM's own.
         values: read every weight, too, and look for NaN and infinity.
 
     Raises:
         UserError: there is nothing that this program knows.
     """
-    if (path / CONFIG).is_file():
+    is_hf = (path / CONFIG).is_file()
+    plain = None if is_hf else find_plain(path)
+    if plain is not None:
+        return _inspect_plain(path, Plain(plain), asked, values)
+    if asked != NOTHING_ASKED:
+        raise UserError("it says itself what model it is", where=str(path), mend="leave the flags out")
+    if is_hf:
         found = Inspection(str(path), "Hugging Face directory")
         _look(found, lambda: _inspect_hf(found, path, values))
         return found
-    checkpoint = find_checkpoint(path) if not (path / METADATA).is_file() else path
+    checkpoint = path if (path / METADATA).is_file() else find_checkpoint(path)
     if (checkpoint / MODEL_FILE).is_file():
         kind = "checkpoint of weights that from-hf made (torch_dist)"
-    elif (checkpoint / MANIFEST).is_file():
-        kind = "checkpoint of a run (torch_dist)"
     else:
-        kind = "torch_dist files of another program"
+        kind = "checkpoint of a run (torch_dist)"
     if checkpoint != path:
         kind = f"run directory, whose newest complete checkpoint is {checkpoint.name}: {kind}"
     found = Inspection(str(path), kind)
@@ -140,12 +148,51 @@ def _inspect_checkpoint(found: Inspection, checkpoint: Path, values: bool) -> No
     found.has_optimizer = any(not is_weight(name) for name in source.metadata.state_dict_metadata)
     _count(found, source.specs)
     _look(found, source.check)
-    if found.kind != "torch_dist files of another program":
-        model, _ = read_model(checkpoint)
-        planned = _describe(found, model).plan_to_hf(source)
-        found.parameters = sum(math.prod(spec.shape) for spec in planned.values())
+    model, _ = read_model(checkpoint)
+    _plan(found, _describe(found, model), source)
     if values and not found.problems:
         _check_values(found, source)
+
+
+def _inspect_plain(path: Path, plain: Plain, asked: Asked, values: bool) -> Inspection:
+    """Looks at a checkpoint of Megatron-LM's own."""
+    found = Inspection(str(path), "checkpoint of Megatron-LM's own")
+    _look(found, lambda: _inspect_files(found, plain))
+    if plain.checkpoint != path:
+        found.kind = f"save directory, whose newest checkpoint is {plain.checkpoint.name}: {found.kind}"
+    if not found.problems:
+        _look(found, lambda: _inspect_model(found, plain, asked, values))
+    return found
+
+
+def _inspect_files(found: Inspection, plain: Plain) -> None:
+    """What its files are, and whether they are whole."""
+    found.kind, found.step, found.has_optimizer = plain.kind, plain.step, plain.has_optimizer
+    if not plain.is_legacy:
+        _count(found, plain.stacked.specs)
+        plain.stacked.check()
+
+
+def _inspect_model(found: Inspection, plain: Plain, asked: Asked, values: bool) -> None:
+    """The model, where something says it."""
+    if not plain.says_its_model(asked):
+        if values:
+            _check_values(found, plain.stacked)
+        return
+    found.layout = dict(plain.layout)
+    opened = plain.open(asked, any_family=True)
+    _count(found, opened.source.specs)
+    _describe(found, opened.model)
+    found.family = " or ".join(opened.families)
+    _plan(found, opened.conversion, opened.source)
+    if values:
+        _check_values(found, opened.source, {step.megatron: step.parts for step in opened.conversion.steps})
+
+
+def _plan(found: Inspection, conversion: Conversion, source: Source) -> None:
+    """Checks every tensor against the model and counts the numbers without padding."""
+    planned = conversion.plan_to_hf(source)
+    found.parameters = sum(math.prod(spec.shape) for spec in planned.values())
 
 
 def _check_sizes(found: Inspection, checkpoint: Path, files: Any) -> None:
@@ -179,13 +226,15 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_values(found: Inspection, source: Source) -> None:
-    """Looks at every number, a few millions at a time."""
+def _check_values(found: Inspection, source: Source, parts: Mapping[str, int | None] = _NO_PARTS) -> None:
+    """Looks at every number, a few millions at a time; what has parts is read part by part."""
     for name in sorted(source.specs, key=natural):
         if not source.specs[name].dtype.is_floating_point:
             continue
         bad = 0
-        for block in source.read(name).reshape(-1).split(_BLOCK):
-            bad += int((~torch.isfinite(block.float())).sum())
+        count = parts.get(name)
+        for part in (None,) if count is None else range(count):
+            for block in source.read(name, part).reshape(-1).split(_BLOCK):
+                bad += int((~torch.isfinite(block.float())).sum())
         if bad:
             found.problems.append(f"{name} has {bad:,} numbers that are NaN or infinite")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -13,10 +13,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from megatron_lm_zh.convert.engine import TensorSpec
 from megatron_lm_zh.convert.mapped import mapped
-from megatron_lm_zh.convert.plan import Job, Piece
 from megatron_lm_zh.convert.records import find_record
-from megatron_lm_zh.convert.streaming import write_pieces
-from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, box, plan_torch_dist, read_index, write_index
+from megatron_lm_zh.convert.torch_dist import box, read_index
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.run_directory import resolve_checkpoint
 
@@ -118,29 +116,6 @@ class MegatronWeights:
         entry = self.metadata.state_dict_metadata[name]
         assert isinstance(entry, TensorStorageMetadata)
         return entry
-
-
-def write_weights(
-    directory: Path,
-    specs: Mapping[str, TensorSpec],
-    compute: Callable[[str, int | None], Tensor],
-    split: Set[str] = frozenset(),
-) -> None:
-    """Writes a weights-only `torch_dist` checkpoint that megatron-core loads at any layout.
-
-    Args:
-        directory: an empty directory.
-        specs: the tensors to write, by canonical key.
-        compute: gives one of them, or a part of its first axis; called once each, so that one is in memory at a time.
-        split: the keys that are written part by part.
-    """
-    plan = plan_torch_dist(specs, split, MAX_FILE_BYTES)
-
-    def job(piece: Piece) -> Job:
-        return Job((piece,), 2 * piece.spec.num_bytes, lambda: [compute(piece.key, piece.part)])
-
-    write_pieces(directory, plan, [job(piece) for piece in plan.pieces], workers=1)
-    write_index(directory, plan, specs)
 
 
 def _slices(chunk: ChunkStorageMetadata) -> tuple[slice, ...]:

@@ -28,12 +28,13 @@ from megatron_lm_zh.convert.legacy.find import NOTHING_ASKED, Asked, Opened, fin
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, MegatronWeights, find_checkpoint
 from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS, to_hf_config
 from megatron_lm_zh.convert.model_file import read_model_file
-from megatron_lm_zh.convert.output import check_output, new_directory
-from megatron_lm_zh.convert.plan import Job, identity_of, natural
-from megatron_lm_zh.convert.streaming import Progress, default_workers, write_pieces
+from megatron_lm_zh.convert.output import converted
+from megatron_lm_zh.convert.plan import Job, natural
+from megatron_lm_zh.convert.streaming import Progress, write_pieces
 from megatron_lm_zh.convert.tokenizer_files import copy_all, copy_from_hf
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import family, huggingface
+from megatron_lm_zh.files import check_new_directory
 from megatron_lm_zh.run_directory import CONFIG as RUN_CONFIG
 from megatron_lm_zh.run_directory import RunDirectory
 from megatron_lm_zh.tokenizer.load import load_tokenizer
@@ -65,8 +66,7 @@ class ToHF:
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         """Writes the directory; `to_hf` says how."""
-        before = identity_of(*self.directories)
-        with new_directory(output, self.plan.num_bytes, self.plan.fingerprint("to-hf", before)) as result:
+        with converted(output, self.plan, "to-hf", *self.directories) as result:
             if self.tokenizer is not None:
                 copy_from_hf(self.tokenizer, result.path)
             elif find_plain(self.checkpoint) is None:
@@ -80,13 +80,11 @@ class ToHF:
                 result.path,
                 self.plan,
                 self._jobs(),
-                workers=workers or default_workers(),
+                workers=workers,
                 done=frozenset(result.done),
                 on_file=result.record,
                 on_progress=on_progress,
             )
-            if identity_of(*self.directories) != before:
-                raise UserError("the files changed while they were converted", where=str(self.checkpoint))
 
     def _jobs(self) -> list[Job]:
         """A job a step, in the order of the files."""
@@ -124,7 +122,7 @@ def to_hf(
     Raises:
         UserError: the checkpoint, its tokenizer or the output cannot be used; there is no output then.
     """
-    check_output(output)
+    check_new_directory(output)
     ToHF(checkpoint).run(output, workers=workers, on_progress=on_progress)
 
 
@@ -132,7 +130,10 @@ def _open(checkpoint: Path, asked: Asked) -> Opened:
     """The checkpoint's weights and model, whoever made it."""
     plain = find_plain(checkpoint)
     if plain is not None:
-        return open_plain(plain, asked)
+        opened = open_plain(plain, asked)
+        if asked.hf_config is None and opened.tokenizer is not None:
+            opened = dataclasses.replace(opened, special_tokens=_with_ids(opened, opened.tokenizer))
+        return opened
     if asked != NOTHING_ASKED:
         raise UserError(
             "the checkpoint says itself what model it is", where=str(checkpoint), mend="leave the flags out"
@@ -147,6 +148,26 @@ def _open(checkpoint: Path, asked: Asked) -> Opened:
     return Opened(source, model, conversion, special_tokens, None, (found,))
 
 
+def _with_ids(opened: Opened, tokenizer: Path) -> Mapping[str, Any]:
+    """The ids of the special tokens, from the tokenizer beside a checkpoint where nothing else says them."""
+    if any(opened.special_tokens.values()) or not (tokenizer / "tokenizer_config.json").is_file():
+        return opened.special_tokens
+    assert opened.model.vocab_size is not None
+    return _ids_of(tokenizer, opened.model.vocab_size, str(tokenizer))[1]
+
+
+def _ids_of(tokenizer: Path, vocab_size: int | None, where: str) -> tuple[int, dict[str, Any]]:
+    """How many ids there are, and those of a tokenizer's special tokens; UserError where it does not fit."""
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"transformers cannot load the tokenizer of {where}: {error}") from error
+    vocab_size = vocab_size or len(loaded)
+    if len(loaded) > vocab_size:
+        raise UserError(f"the tokenizer has {len(loaded)} ids, the model {vocab_size}", where=where)
+    return vocab_size, {key: getattr(loaded, key) for key in SPECIAL_TOKENS}
+
+
 def read_model(checkpoint: Path) -> tuple[Model, Mapping[str, Any]]:
     """The model section of a checkpoint, with its vocab_size, and the ids of its special tokens.
 
@@ -158,14 +179,7 @@ def read_model(checkpoint: Path) -> tuple[Model, Mapping[str, Any]]:
     model = load_config(checkpoint / RUN_CONFIG).model
     with tempfile.TemporaryDirectory() as scratch:
         _put_tokenizer(checkpoint, Path(scratch))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(scratch, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"transformers cannot load the tokenizer of {checkpoint}: {error}") from error
-    vocab_size = model.vocab_size or len(tokenizer)
-    if len(tokenizer) > vocab_size:
-        raise UserError(f"the tokenizer has {len(tokenizer)} ids, the model {vocab_size}", where=str(checkpoint))
-    special_tokens = {key: getattr(tokenizer, key) for key in SPECIAL_TOKENS}
+        vocab_size, special_tokens = _ids_of(Path(scratch), model.vocab_size, str(checkpoint))
     return dataclasses.replace(model, vocab_size=vocab_size), special_tokens
 
 

@@ -18,6 +18,7 @@ from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.convert.engine import Conversion, Source, Step, TensorSpec
 from megatron_lm_zh.convert.hf_files import CONFIG
 from megatron_lm_zh.convert.hf_source import open_hf
+from megatron_lm_zh.convert.legacy.find import NOTHING_ASKED, TOKENIZER, Asked, find_plain
 from megatron_lm_zh.convert.plan import natural
 from megatron_lm_zh.convert.to_hf import ToHF, tokenizer_of
 from megatron_lm_zh.families.registry import huggingface
@@ -29,9 +30,11 @@ _BLOCK = 1 << 24
 class Side:
     """One of the two models, in Hugging Face's terms, whatever it is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, asked: Asked = NOTHING_ASKED) -> None:
+        """Opens it; `asked` is what the user says of a checkpoint of Megatron-LM's own, and means nothing elsewhere."""
         self.path = path
         self.is_hf = (path / CONFIG).is_file()
+        self.is_plain = not self.is_hf and find_plain(path) is not None
         self.source: Source
         if self.is_hf:
             _, self.model, self.source = open_hf(path)
@@ -43,9 +46,11 @@ class Side:
                 name: spec for name, spec in self.source.specs.items() if name not in ignored
             }
         else:
-            seen = ToHF(path)
+            seen = ToHF(path, asked if self.is_plain else NOTHING_ASKED)
             self.model, self.source, self.conversion = seen.model, seen.source, seen.conversion
-            self.checkpoint, self.tokenizer = seen.checkpoint, tokenizer_of(seen.checkpoint)
+            self.checkpoint = seen.checkpoint
+            own = seen.checkpoint / TOKENIZER if self.is_plain else tokenizer_of(seen.checkpoint)
+            self.tokenizer = seen.tokenizer or own
             self.specs = {piece.key: piece.spec for piece in seen.plan.pieces}
 
     def read(self, name: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megatron_lm_zh.config.schema import Config
-from megatron_lm_zh.convert.megatron_files import MegatronWeights
+from megatron_lm_zh.convert.engine import Source
 from megatron_lm_zh.convert.states import States, state_names
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.models.build import build_gpt
@@ -20,12 +19,12 @@ from megatron_lm_zh.runtime.groups import process_groups
 from megatron_lm_zh.runtime.ranks import Ranks
 
 
-def checkpoint_states(config: Config, checkpoint: Path, ids: Tensor, ranks: Ranks, device: Device) -> States:
+def checkpoint_states(config: Config, source: Source, ids: Tensor, ranks: Ranks, device: Device) -> States:
     """Hidden states and logits of ids [b, s], on the CPU, in the precision of the config.
 
     Args:
         config: its model is the checkpoint's, with its vocabulary size; its layout is one rank.
-        checkpoint: a `torch_dist` checkpoint.
+        source: a checkpoint's weights.
 
     Raises:
         UserError: the checkpoint holds other tensors than the model has.
@@ -33,7 +32,7 @@ def checkpoint_states(config: Config, checkpoint: Path, ids: Tensor, ranks: Rank
     assert config.model.vocab_size is not None
     with process_groups(config, ranks, device), torch.no_grad():
         model = build_gpt(config, device)
-        take_weights(model, MegatronWeights(checkpoint))
+        take_weights(model, source)
         model.eval()
         seen: dict[str, Tensor] = {}
         names = state_names(config.model.num_layers)
@@ -46,7 +45,7 @@ def checkpoint_states(config: Config, checkpoint: Path, ids: Tensor, ranks: Rank
     return States({name: seen[name] for name in names}, logits)
 
 
-def take_weights(model: GPTModel, source: MegatronWeights) -> None:
+def take_weights(model: GPTModel, source: Source) -> None:
     """Puts the weights of a checkpoint into a model that is whole on this rank; UserError where a tensor is missing."""
     shards = sharded_tensors(model)
     missing = sorted({shard.key for shard in shards} - source.specs.keys())

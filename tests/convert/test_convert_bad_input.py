@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from megatron_lm_zh.convert import streaming
 from megatron_lm_zh.convert.engine import Conversion, TensorSpec
 from megatron_lm_zh.convert.from_hf import from_hf
-from megatron_lm_zh.convert.megatron_files import MegatronWeights, write_weights
+from megatron_lm_zh.convert.megatron_files import MegatronWeights
+from megatron_lm_zh.convert.plan import Job
+from megatron_lm_zh.convert.streaming import write_pieces
 from megatron_lm_zh.convert.to_hf import to_hf
+from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, plan_torch_dist, write_index
 from megatron_lm_zh.errors import UserError
 
 
@@ -54,7 +57,10 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], None])
     specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     for path in (*checkpoint.glob("*.distcp"), checkpoint / ".metadata"):
         path.unlink()
-    write_weights(checkpoint, specs, lambda name, part: tensors[name])
+    plan = plan_torch_dist(specs, set(), MAX_FILE_BYTES)
+    jobs = [Job((piece,), 0, lambda name=piece.key: [tensors[name]]) for piece in plan.pieces]
+    write_pieces(checkpoint, plan, jobs)
+    write_index(checkpoint, plan, specs)
 
 
 FC2 = "decoder.layers.1.mlp.linear_fc2.weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from legacy_ranks import save_ranks
 from support.pool import RankPool
 
+from megatron_lm_zh.convert.inspect import inspect
 from megatron_lm_zh.convert.legacy.archive import read_archive
 from megatron_lm_zh.convert.legacy.find import Asked, Opened, find_plain, open_plain
+from megatron_lm_zh.convert.to_hf import ToHF
+from megatron_lm_zh.convert.verify import Side, compare_weights
 from megatron_lm_zh.errors import UserError
 
 CONFIG = """
@@ -114,9 +118,51 @@ def test_stacked_layers_are_taken_apart(
         assert stacked["decoder.layers.self_attention.linear_qkv.weight"].shape[0] == 4
 
 
+@pytest.fixture(scope="module")
+def four_ranks(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A save directory whose newest checkpoint four ranks saved."""
+    root = tmp_path_factory.mktemp("ranks") / "save"
+    saved(ranks, root, LLAMA, 4, "tensor: 2, pipeline: 2")
+    (root / "latest_checkpointed_iteration.txt").write_text("7\n")
+    return root
+
+
 @pytest.mark.dist
-def test_what_is_missing_is_one_line(ranks: RankPool, tmp_path: Path) -> None:
-    checkpoint = saved(ranks, tmp_path / "save", LLAMA, 4, "tensor: 2, pipeline: 2")
+def test_inspect_and_verify_see_the_ranks_as_one_model(
+    four_ranks: Path, expected: dict[str, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    found = inspect(four_ranks, values=True)
+    assert found.kind == "save directory, whose newest checkpoint is iter_0000007: Megatron-LM, legacy (mp_rank)"
+    assert found.family is not None and found.family.startswith("llama or ") and not found.problems
+    assert (found.layers, found.vocab_size, found.padded_vocab_size) == (4, 131, 256)
+    assert (found.step, found.has_optimizer, found.layout) == (7, True, {"tensor": 2, "pipeline": 2})
+    assert found.parameters == sum(tensor.numel() for tensor in expected[LLAMA].values())
+    assert inspect(four_ranks / "iter_0000007", Asked(family="llama")).kind == "Megatron-LM, legacy (mp_rank)"
+
+    side = Side(four_ranks, Asked(family="llama"))
+    ToHF(four_ranks, Asked(family="llama")).run(tmp_path / "hf")
+    report = compare_weights(side, Side(tmp_path / "hf"), tolerance=0.0, workers=2)
+    assert report.agrees and report.compared == len(expected[LLAMA])
+    side.write_checkpoint(tmp_path)
+    again = converted(open_plain(tmp_path, Asked(config=four_ranks / "config.yaml")))
+    assert_same(again, expected[LLAMA])
+
+
+@pytest.mark.dist
+def test_values_of_experts_are_looked_at(ranks: RankPool, tmp_path: Path) -> None:
+    checkpoint = saved(ranks, tmp_path / "save", MIXTRAL, 1, "")
+    weights = read_archive(checkpoint / "mp_rank_00" / "model_optim_rng.pt")["model"]
+    weight = next(weight for name, weight in weights.items() if name.endswith("local_experts.3.linear_fc2.weight"))
+    with weight.path.open("r+b") as file:
+        file.seek(weight.offset + weight.first * 4)
+        file.write(torch.full((5,), torch.nan).numpy().tobytes())
+    (problem,) = inspect(checkpoint, values=True).problems
+    assert problem.endswith("mlp.experts.experts.linear_fc2.weight has 5 numbers that are NaN or infinite")
+
+
+@pytest.mark.dist
+def test_what_is_missing_is_one_line(four_ranks: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(four_ranks / "iter_0000007", tmp_path / "iter_0000007")
     with pytest.raises(UserError, match=r"the model may be of llama, .* name one: --family"):
         open_plain(checkpoint, Asked())
     file = checkpoint / "mp_rank_01_001" / "model_optim_rng.pt"
@@ -124,6 +170,7 @@ def test_what_is_missing_is_one_line(ranks: RankPool, tmp_path: Path) -> None:
     file.write_bytes(content[:-2000])
     with pytest.raises(UserError, match="unreadable"):
         open_plain(checkpoint, Asked(family="llama"))
+    assert "unreadable" in inspect(checkpoint).problems[0]
     file.unlink()
     with pytest.raises(UserError, match=r"no decoder|parts of|on its ranks|missing"):
         open_plain(checkpoint, Asked(family="llama"))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from megatron_lm_zh.convert.legacy.find import Asked
     from megatron_lm_zh.convert.plan import Plan
     from megatron_lm_zh.convert.streaming import Progress
 
@@ -22,6 +23,24 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tensors at work at a time, as far as memory allows (default: the cores, at most 8)",
     )
+
+
+def add_plain(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say of a checkpoint what it does not say itself."""
+    plain = parser.add_argument_group("for checkpoints of Megatron-LM's own, which may not say it")
+    plain.add_argument("--family", metavar="NAME", help="model family, where the weights fit several")
+    plain.add_argument("--vocab-size", type=int, metavar="N", help="ids that there are; more rows are padding")
+    plain.add_argument("--config", type=Path, metavar="YAML", help="config whose model section it is")
+    plain.add_argument(
+        "--hf-config", type=Path, metavar="HF_DIR", help="directory of the same model: config, tokenizer"
+    )
+
+
+def asked_of(args: argparse.Namespace) -> Asked:
+    """What those flags say."""
+    from megatron_lm_zh.convert.legacy.find import Asked
+
+    return Asked(args.family, args.vocab_size, args.config, args.hf_config)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

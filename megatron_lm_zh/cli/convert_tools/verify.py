@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lm_zh.cli.convert_tools import common
 from megatron_lm_zh.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ TEXT = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
-    from megatron_lm_zh.cli.convert_tools import common
-
     parser.add_argument("a", metavar="A", type=Path, help="HF directory, checkpoint or run directory")
     parser.add_argument("b", metavar="B", type=Path, nargs="?", help="HF directory, checkpoint or run directory")
     parser.add_argument("--weights-only", action="store_true", help="run neither model")
@@ -53,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="OUT", type=Path, help="write the report to this file, too")
     common.add_workers(parser)
-    for hidden in ("--record", "--ids", "--config"):  # for the processes that compute the logits
+    common.add_plain(parser)
+    for hidden in ("--record", "--ids", "--side-config"):  # for the processes that compute the logits
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
 
 
@@ -66,9 +66,13 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens < 1:
         raise UserError(f"--tokens {args.tokens}", expected="at least 1")
     from megatron_lm_zh.cli.data_tools.common import write_json
+    from megatron_lm_zh.convert.legacy.find import NOTHING_ASKED
     from megatron_lm_zh.convert.verify import Side
 
-    sides = Side(args.a), Side(args.b)
+    asked = common.asked_of(args)
+    sides = Side(args.a, asked), Side(args.b, asked)
+    if asked != NOTHING_ASKED and not any(side.is_plain for side in sides):
+        raise UserError("both models say themselves what they are", mend="leave the flags of Megatron-LM's out")
     weights = _weights(args, *sides)
     print("\n".join(weights.lines()), flush=True)
     logits = None if args.weights_only else _logits(args, sides)
@@ -132,7 +136,7 @@ def _states(side: Side, ids: object, scratch: Path) -> States:
     command += ["--record", str(target), "--ids", str(ids_file)]
     if not side.is_hf:
         config.write_text(_config_of(side), encoding="utf-8")
-        command += ["--config", str(config)]
+        command += ["--side-config", str(config)]
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(done.returncode)
@@ -162,19 +166,23 @@ def _record(args: argparse.Namespace) -> int:
     import torch
 
     ids = torch.load(args.ids, weights_only=True)
-    if args.config is None:
+    if args.side_config is None:
         from megatron_lm_zh.convert.hf_states import hf_states
 
         hf_states(args.a, ids, torch.float32).save(args.record)
         return 0
     from megatron_lm_zh.config.load import load_config
+    from megatron_lm_zh.convert.legacy.find import Asked, Plain, find_plain
+    from megatron_lm_zh.convert.megatron_files import MegatronWeights
     from megatron_lm_zh.runtime import engine
     from megatron_lm_zh.runtime.ranks import discover
 
-    config = load_config(args.config)
+    config = load_config(args.side_config)
     ranks = discover(os.environ)
     device = engine.prepare(ranks.local_rank)
     from megatron_lm_zh.train.states import checkpoint_states  # imports megatron: only after it has been prepared
 
-    checkpoint_states(config, args.a, ids, ranks, device).save(args.record)
+    plain = find_plain(args.a)
+    source = MegatronWeights(args.a) if plain is None else Plain(plain).open(Asked(config=args.side_config)).source
+    checkpoint_states(config, source, ids, ranks, device).save(args.record)
     return 0

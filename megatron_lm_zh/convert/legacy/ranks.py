@@ -34,10 +34,15 @@ class RankFiles:
         self.directory = directory
         self.where = str(directory)
 
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """What the first rank's file holds."""
+        return next(iter(self._contents.values()))
+
     @cached_property
     def args(self) -> argparse.Namespace:
         """What Megatron-LM was started with."""
-        return _args(next(iter(self._contents.values())), self.where)
+        return _args(self.content, self.where)
 
     @cached_property
     def shards(self) -> Mapping[Place, tuple[StoredTensor, ...]]:
