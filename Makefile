@@ -6,9 +6,10 @@ CORPUS ?=
 TOKENIZERS ?=
 # The newest megatron-core that works, beside the one that this Python gets; 0.19 asks for Python 3.12 and triton.
 NEXT_ENGINE := megatron-core==0.19.2 triton==3.9.0
-# Older transformers that our tokenizer directories load in, each with the libraries that it pins.
-OLDER_TRANSFORMERS := 4.45.2 4.57.3
+# Older transformers that our tokenizers and exported models load in, each with the libraries that it pins.
+OLDER_TRANSFORMERS := 4.45.2 4.51.3 4.57.3
 WITH_4.45.2 := transformers==4.45.2 tokenizers==0.20.3 huggingface_hub==0.36.0
+WITH_4.51.3 := transformers==4.51.3 tokenizers==0.21.1 huggingface_hub==0.36.0
 WITH_4.57.3 := transformers==4.57.3 tokenizers==0.22.1 huggingface_hub==0.36.0
 
 .PHONY: install demo test test-full test-next test-hf4 soak lint bench clean
@@ -42,7 +43,7 @@ $(VENV)/hf4/%/.installed: $(VENV)/.installed Makefile
 	touch $@
 
 test-hf4: $(OLDER_TRANSFORMERS:%=$(VENV)/hf4/%/.installed)
-	$(BIN)/python -m pytest tests/tokenizer/merge/test_transformers_versions.py
+	$(BIN)/python -m pytest tests/tokenizer/merge/test_transformers_versions.py tests/convert/test_older_transformers.py
 
 soak: install
 	$(BIN)/python -m pytest -m soak

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +57,9 @@ def new_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Pa
         with _taken(path, output):
             partial = Partial(path, _done_before(path, fingerprint))
             try:
+                _clear(path, keep={_LOCK, JOURNAL, *partial.done} if partial.done else {_LOCK})
                 _check_space(output.parent, num_bytes - sum((path / name).stat().st_size for name in partial.done))
                 if not partial.done:
-                    _empty(path)
                     _append(path / JOURNAL, {"fingerprint": fingerprint})
                 yield partial
                 _give_name(path, output)
@@ -120,12 +120,14 @@ def _done_before(path: Path, fingerprint: str) -> set[str]:
     return {entry["file"] for entry in entries[1:] if (path / entry["file"]).is_file()}
 
 
-def _empty(path: Path) -> None:
-    """Removes all that is in the directory but its lock."""
+def _clear(path: Path, keep: Set[str]) -> None:
+    """Removes all that is in the directory but `keep`: what an attempt wrote last, and its temporary files."""
     for found in path.iterdir():
+        if found.name in keep:
+            continue
         if found.is_dir():
             shutil.rmtree(found)
-        elif found.name != _LOCK:
+        else:
             found.unlink()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from megatron_lm_zh.convert.mapped import touch
 from megatron_lm_zh.convert.plan import Job, Piece, Plan, PlannedFile
 from megatron_lm_zh.files import sync_directory
+from megatron_lm_zh.runtime.allocator import large_blocks_go_back
 
 _SPARE_MEMORY = 32 << 20
 """Small tensors share at least so many bytes, whatever the largest tensor is."""
@@ -93,7 +94,7 @@ def write_pieces(
     def report() -> None:
         on_progress(Progress(work.bytes_done, plan.num_bytes, work.bytes_before, time.monotonic() - started))
 
-    with ThreadPoolExecutor(max_workers=threads) as pool:
+    with large_blocks_go_back(), ThreadPoolExecutor(max_workers=threads) as pool:
         try:
             futures = [pool.submit(run_jobs) for _ in range(threads)]
             while True:

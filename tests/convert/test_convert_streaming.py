@@ -81,9 +81,11 @@ assert resumed, "no attempt had a file to go on from"
 print("same")
 """
 
+# Looks every few milliseconds, and before each write: there a tensor is held.
 MEMORY = """
-import sys, threading, time
+import json, os, sys, threading, time
 from pathlib import Path
+from megatron_lm_zh.convert import streaming
 from megatron_lm_zh.convert.from_hf import from_hf
 from megatron_lm_zh.convert.to_hf import to_hf
 
@@ -92,22 +94,31 @@ def anonymous():
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
 
-peak, running = 0, True
+peaks, running, pwrite = {}, True, os.pwrite
+
+def look():
+    peaks[direction] = max(peaks.get(direction, 0), anonymous())
 
 def watch():
-    global peak
     while running:
-        peak = max(peak, anonymous())
+        look()
         time.sleep(0.002)
 
+def write(*arguments):
+    look()
+    return pwrite(*arguments)
+
+streaming.os.pwrite = write
+root, workers = Path(sys.argv[1]), int(sys.argv[2])
+direction = "from_hf"
 thread = threading.Thread(target=watch)
 thread.start()
-root = Path(sys.argv[1])
-from_hf(root / "hf", root / "megatron", workers=8)
-to_hf(root / "megatron", root / "back", workers=8)
+from_hf(root / "hf", root / "megatron", workers=workers)
+direction = "to_hf"
+to_hf(root / "megatron", root / "back", workers=workers)
 running = False
 thread.join()
-print(peak)
+print(json.dumps(peaks))
 """
 
 
@@ -304,24 +315,38 @@ def test_a_record_beyond_four_gigabytes(tmp_path: Path) -> None:
     assert found.length == tensor.nbytes
 
 
+WIDE: dict[str, Any] = {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}
+
+
+def peaks(directory: Path, workers: int, **config: int) -> dict[str, int]:
+    """Largest anonymous memory of each direction, and the bytes of the model; nothing stays in `directory`."""
+    hf = make_hf(directory / "hf", **WIDE, **config)
+    found: dict[str, int] = json.loads(run_python(MEMORY, directory, workers))
+    found["model"] = (hf / "model.safetensors").stat().st_size
+    shutil.rmtree(directory)
+    print({what: f"{size / 1e6:.1f} MB" for what, size in found.items()})
+    return found
+
+
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
-    hidden, vocabulary = 1024, 40_000
-    make_hf(
-        tmp_path / "hf",
-        hidden_size=hidden,
-        vocab_size=vocabulary,
-        intermediate_size=4096,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        num_hidden_layers=4,
-        head_dim=64,
+    vocabulary = 40_000
+    found = peaks(tmp_path / "model", 8, vocab_size=vocabulary, intermediate_size=4096, num_hidden_layers=4)
+    largest = vocabulary * WIDE["hidden_size"] * 4
+    assert found["model"] > 3 * largest
+    assert max(found["from_hf"], found["to_hf"]) <= 2.5 * largest + 300e6
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 8])
+def test_memory_does_not_grow_with_the_layers(tmp_path: Path, workers: int) -> None:
+    few, many = (
+        peaks(tmp_path / str(layers), workers, vocab_size=4000, intermediate_size=2048, num_hidden_layers=layers)
+        for layers in (4, 8)
     )
-    largest = vocabulary * hidden * 4
-    total = (tmp_path / "hf" / "model.safetensors").stat().st_size
-    assert total > 3 * largest
-    peak = int(run_python(MEMORY, tmp_path))
-    print(f"anonymous memory {peak / 1e6:.0f} MB, largest tensor {largest / 1e6:.0f} MB, model {total / 1e6:.0f} MB")
-    assert peak <= 2.5 * largest + 300e6
+    layer, largest = (many["model"] - few["model"]) / 4, 2 * 2048 * WIDE["hidden_size"] * 4  # gate and up in one tensor
+    assert layer > 30e6
+    for direction in CONVERT:
+        assert many[direction] - few[direction] < 6e6, direction
+        assert many[direction] <= 2.5 * largest + 300e6
 
 
 def test_json_of_a_plan(tmp_path: Path) -> None:
