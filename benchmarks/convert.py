@@ -8,8 +8,9 @@ and from_pretrained + save_pretrained of transformers, which is a copy. Every ru
 counts from after its imports. The memory is the peak of its anonymous memory (/proc/self/smaps_rollup). What to-hf and
 the peer made must be the model's own bits. Needs three times --size on the disk, and removes what it wrote.
 
-Before its clock starts, a run takes as much memory as it will write and gives it back: a virtual machine whose host has
-taken free memory away would otherwise time how the host brings it again, which is slower than what is compared here.
+Before its clock starts, a run takes as much memory as it will write and gives it back, and reads its source once: a
+virtual machine whose host has taken free memory away would otherwise time how the host brings it again, which is slower
+than what is compared here, and a source that the run before it pushed out of memory would be read from the disk.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ def warm():
     with mmap.mmap(-1, num_bytes) as memory:
         for at in range(0, num_bytes, mmap.PAGESIZE):
             memory[at] = 1
+    for path in source.rglob("*"):
+        with path.open("rb", buffering=0) if path.is_file() else open(os.devnull, "rb") as file:
+            while file.read(1 << 24):
+                pass
 
 def watch():
     global peak
