@@ -16,19 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 - after the backend is chosen
 
+RANDOM = "random, as the model was initialised"
 WAYS: dict[str, tuple[list[str], list[str]]] = {
     "sub-token mean": ([], []),
-    "random": (["--method", "normal"], []),
+    "sub-token mean, output rows not scaled": (["--output-method", "mean"], []),
+    "drawn like the base's rows": (["--method", "normal"], []),
+    RANDOM: (["--method", "normal"], []),
     "sub-token mean, body frozen for 50 steps": ([], ["optim.freeze_body_steps=50"]),
     "sub-token mean, embedding lr x 3": ([], ["optim.decoupled_lr=3e-3"]),
 }
 """Flags of `mlzh tokenizer embed`, and keys of the run."""
-PREDICTED = "at step 0 the mean is below random, and it stays so over all steps"
+PREDICTED = "at step 0 the mean is below both kinds of random rows, scaled or not, and it stays so over all steps"
 MODEL = {
     "num_layers": 4,
     "hidden_size": 128,
@@ -175,6 +180,8 @@ def go_on(work: Path, way: str, base: Path, tokenizer: Path, sizes: Sizes) -> di
     number = list(WAYS).index(way)
     hf, run = work / f"way{number}_hf", work / f"way{number}"
     mlzh("tokenizer", "embed", "--from", base, "--tokenizer", tokenizer, "--output", hf, *flags)
+    if way == RANDOM:
+        initialise_new_rows(hf, sizes.base_ids)
     path = config(work, run, tokenizer, work / "extended", "zh", sizes.steps, sizes.interval)
     mlzh("pretrain", path, "--init-from", hf, *overrides)
     curve = {"0": bits(hf, work, "extended")}
@@ -183,6 +190,16 @@ def go_on(work: Path, way: str, base: Path, tokenizer: Path, sizes: Sizes) -> di
         if row["kind"] == "valid":
             curve.setdefault(str(row["step"]), {})[row["source"]] = row["bits_per_byte"]
     return curve
+
+
+def initialise_new_rows(hf: Path, first: int) -> None:
+    """Draws the rows from `first` on as the model's class does, which is `resize_token_embeddings` without a mean."""
+    std = json.loads((hf / "config.json").read_text(encoding="utf-8"))["initializer_range"]
+    tensors = load_file(hf / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name][first:].normal_(0, std, generator=generator)
+    save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
 
 
 def bits(hf: Path, work: Path, data: str) -> dict[str, float]:

@@ -58,6 +58,11 @@ def expected_rows(rows: torch.Tensor, parts: list[list[int]], method: str, base:
         own = rows.double()[ids]
         shares = torch.tensor([max(int(sizes[id_]), 1) if method == "byte-mean" else 1 for id_ in ids]).double()
         row = (own * (shares / shares.sum())[:, None]).sum(0)
+        if method == "centred-scaled-mean":
+            centre = rows.double()[: size_of(base)].mean(0)
+            own, row = own - centre, row - centre
+            norm = sum(float(one.norm()) for one in own) / len(ids)
+            row = centre + torch.nn.functional.normalize(row, dim=0) * norm
         if method == "scaled-mean":
             row = torch.nn.functional.normalize(row, dim=0) * sum(float(one.norm()) for one in own) / len(ids)
         made.append(row)
@@ -66,7 +71,7 @@ def expected_rows(rows: torch.Tensor, parts: list[list[int]], method: str, base:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["scaled-mean", "mean", "byte-mean"])
+@pytest.mark.parametrize("method", ["scaled-mean", "centred-scaled-mean", "mean", "byte-mean"])
 def test_rows_of_pieces(
     tokenizers: tuple[Path, Path], tmp_path: Path, method: str, dtype: torch.dtype, tied: bool
 ) -> None:
@@ -95,7 +100,8 @@ def test_rows_that_give_logits_have_a_method_of_their_own(
     base, new = tokenizers
     source = model_for(base, tmp_path / "hf", tied=tied)
     chosen: dict[str, dict[str, Any]] = {
-        "scaled-mean/mean": {},
+        "scaled-mean/scaled-mean": {},
+        "scaled-mean/centred-scaled-mean": {"output_method": "centred-scaled-mean"},
         "byte-mean/byte-mean": {"method": "byte-mean"},
         "normal/byte-mean": {"method": "normal", "output_method": "byte-mean"},
         "mean/scaled-mean": {"method": "mean", "output_method": "scaled-mean"},
@@ -372,7 +378,7 @@ def test_what_is_carried_along(tokenizers: tuple[Path, Path], tmp_path: Path) ->
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == (new / "tokenizer.model").read_bytes()
     record = read_json(tmp_path / "out" / "extension.json")
     assert (record["base_vocab_size"], record["pieces"]) == (size_of(base), 10)
-    assert record["embedding"]["methods"] == {INPUT: "scaled-mean", OUTPUT: "mean"}
+    assert record["embedding"]["methods"] == {INPUT: "scaled-mean", OUTPUT: "scaled-mean"}
     assert record["embedding"]["new"] == len(PIECES)
     assert load_tokenizer("HuggingFace", tmp_path / "out").fingerprint == result.fingerprint
 

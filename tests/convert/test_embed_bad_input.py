@@ -155,7 +155,7 @@ def test_a_tokenizer_of_another_kind(model: tuple[Path, Path, Path], capsys: pyt
 
 
 FLAGS: dict[str, tuple[list[object], str]] = {
-    "method": (["--method", "scaled_mean"], "no method 'scaled_mean'; expected one of scaled-mean, mean, byte-mean"),
+    "method": (["--method", "scaled_mean"], "no method 'scaled_mean'; expected one of scaled-mean, centred-"),
     "output method": (["--output-method", "means"], "no method 'means'; expected one of"),
     "multiple": (["--pad-to-multiple-of", 0], "rows a multiple of 0; expected 1 or more"),
     "seed": (["--seed", -1], "seed -1; expected 0 or more"),

@@ -1,8 +1,8 @@
 """Gives a Hugging Face model the embedding and output rows that an extended tokenizer needs.
 
-A new token's row is made of the rows of the tokens that spell it for the model's own tokenizer: their mean, in an
-embedding scaled to the mean of their norms (scaled-mean), in an output layer or a tied embedding as it is (mean). The
-model's own rows and all other weights keep every bit. The memory is that of a few rows, however large the model is.
+A new token's row is made of the rows of the tokens that spell it for the model's own tokenizer: their mean, scaled to
+the mean of their norms. The model's own rows and all other weights keep every bit. The memory is that of a few rows,
+however large the model is.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="scaled-mean",
         metavar="METHOD",
-        help="scaled-mean (default), mean, byte-mean, vocabulary-mean, normal",
+        help="scaled-mean (default), centred-scaled-mean, mean, byte-mean, vocabulary-mean, normal",
     )
     parser.add_argument(
         "--output-method",
         metavar="METHOD",
-        help="for rows that give logits: an output layer's or a tied embedding's (default: mean with scaled-mean, else "
-        "as --method)",
+        help="for rows that give logits: an output layer's or a tied embedding's (default: as --method)",
     )
     parser.add_argument("--seed", type=int, default=1234, metavar="N", help="for methods that draw (default: 1234)")
     parser.add_argument(

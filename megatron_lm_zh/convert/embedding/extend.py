@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_lm_zh.convert.embedding.methods import DEFAULT, DEFAULT_OUTPUT, METHODS
+from megatron_lm_zh.convert.embedding.methods import DEFAULT, METHODS
 from megatron_lm_zh.convert.embedding.rows import Extended, Norms
 from megatron_lm_zh.convert.embedding.tables import Shard, Stored, find_tables
 from megatron_lm_zh.convert.hf_files import (
@@ -44,8 +44,7 @@ class Options:
 
     Attributes:
         method: one of `METHODS`, for rows that are only looked up.
-        output_method: the same for rows that give logits: of an output layer or a tied embedding. None: as `method`,
-            but ``mean`` for ``scaled-mean``.
+        output_method: the same for rows that give logits: of an output layer or a tied embedding. None: as `method`.
         seed: for methods that draw.
         multiple: what the rows become a multiple of; None: as the source's are (`rows_for`).
         base_tokenizer: the source's tokenizer, where it is not in the source's directory.
@@ -60,7 +59,7 @@ class Options:
     @property
     def logits_method(self) -> str:
         """The method of rows that give logits."""
-        return self.output_method or (DEFAULT_OUTPUT if self.method == DEFAULT else self.method)
+        return self.output_method or self.method
 
 
 @dataclass(frozen=True)

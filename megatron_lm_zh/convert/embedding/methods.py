@@ -54,10 +54,12 @@ class Block:
 
     def mean(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
         """[n, ...] mean over each token's parts of [p, ...] values."""
-        weights = torch.ones(len(values), dtype=torch.float64) if weights is None else weights
         shape = (-1, *[1] * (values.ndim - 1))
-        total = values.new_zeros(self.count, *values.shape[1:])
-        total.index_add_(0, self.token, values * weights.view(shape))
+        if weights is None:
+            weights = torch.ones(len(values), dtype=torch.float64)
+        else:
+            values = values * weights.view(shape)
+        total = values.new_zeros(self.count, *values.shape[1:]).index_add_(0, self.token, values)
         return total / weights.new_zeros(self.count).index_add_(0, self.token, weights).view(shape)
 
 
@@ -79,8 +81,24 @@ def scaled_mean(block: Block) -> Tensor:
     The norm is the parts' own and not the vocabulary's, because norms go with frequency and script: bytes and rare
     characters do not have the norms of English words. A token of one part gets that part's row.
     """
-    rows, norms = block.mean(block.rows), block.mean(block.rows.norm(dim=1))
-    return rows * (norms / rows.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)).unsqueeze(1)
+    return _scaled(block, torch.zeros_like(block.base.mean))
+
+
+def centred_scaled_mean(block: Block) -> Tensor:
+    """Mean of the parts' rows, its difference from the mean of all rows scaled to the mean of the norms of theirs.
+
+    For rows that give logits: what all of them have in common adds the same to every logit and changes no probability,
+    but scaled in the new rows alone it moves their logits away from all others.
+    """
+    return _scaled(block, block.base.mean)
+
+
+def _scaled(block: Block, origin: Tensor) -> Tensor:
+    """[n, d] mean of each token's parts, its difference from `origin` [d] scaled to the mean of the norms of theirs."""
+    norms = block.mean((block.rows - origin).norm(dim=1))
+    differences = block.mean(block.rows) - origin
+    smallest = torch.finfo(torch.float64).tiny
+    return origin + differences * (norms / differences.norm(dim=1).clamp_min(smallest)).unsqueeze(1)
 
 
 def byte_mean(block: Block) -> Tensor:
@@ -109,15 +127,13 @@ def _noise(block: Block) -> Tensor:
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "scaled-mean": scaled_mean,
+        "centred-scaled-mean": centred_scaled_mean,
         "mean": mean,
         "byte-mean": byte_mean,
         "vocabulary-mean": vocabulary_mean,
         "normal": normal,
     }
 )
-DEFAULT, DEFAULT_OUTPUT = "scaled-mean", "mean"
-"""Of rows that are looked up, and of rows that give logits.
-
-Rows that give logits have a large part in common, which keeps the logits of most tokens low. Their mean has just that
-part; to scale it would move all logits of the new tokens at once.
-"""
+DEFAULT = "scaled-mean"
+NORM_MATCHED = frozenset({"scaled-mean", "centred-scaled-mean"})
+"""Methods that keep a norm; a number a token, as an output layer's bias is, has none."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_lm_zh.convert.embedding.methods import METHODS, Block, Statistics
+from megatron_lm_zh.convert.embedding.methods import METHODS, NORM_MATCHED, Block, Statistics
 from megatron_lm_zh.convert.embedding.tables import Table
 from megatron_lm_zh.tokenizer.embedding.parts import Parts
 
@@ -69,8 +69,7 @@ class Extended:
     def _new_rows(self, base: Statistics) -> Iterator[Tensor]:
         """[n, d] rows of the new tokens, in order, in the table's dtype."""
         parts, generator = self.parts, torch.Generator().manual_seed(2 * self.seed + self.table.logits)
-        # an output layer's bias is a number a token: it has a mean and no norm to keep
-        method = METHODS["mean" if self.table.is_bias and self.method == "scaled-mean" else self.method]
+        method = METHODS["mean" if self.table.is_bias and self.method in NORM_MATCHED else self.method]
         for begin, end in _blocks(parts.starts, self.table.block_rows):
             starts = parts.starts[begin : end + 1]
             chosen = slice(starts[0], starts[-1])
