@@ -8,9 +8,10 @@ and from_pretrained + save_pretrained of transformers, which is a copy. Every ru
 counts from after its imports. The memory is the peak of its anonymous memory (/proc/self/smaps_rollup). What to-hf and
 the peer made must be the model's own bits. Needs three times --size on the disk, and removes what it wrote.
 
-Before its clock starts, a run takes as much memory as it will write and gives it back, and reads its source once: a
-virtual machine whose host has taken free memory away would otherwise time how the host brings it again, which is slower
-than what is compared here, and a source that the run before it pushed out of memory would be read from the disk.
+Before its clock starts, a run fills the free memory with pages of a file of holes and reads its source once. So all of
+them find a machine whose memory is full of files that nobody needs, as it is after some hours of work, and the source
+in it. Otherwise it would depend on what ran before them, and a virtual machine whose host has taken free memory away
+would time how the host brings it back.
 """
 
 from __future__ import annotations
@@ -28,18 +29,27 @@ from pathlib import Path
 import torch
 
 COMMON = """
-import json, mmap, os, shutil, sys, threading, time
+import json, os, shutil, sys, threading, time
 from pathlib import Path
-source, target, workers, num_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+source, target, filler, workers = *map(Path, sys.argv[1:4]), int(sys.argv[4])
 peak, running = 0, True
 
+def free():
+    for line in open("/proc/meminfo"):
+        if line.startswith("MemFree:"):
+            return int(line.split()[1]) * 1024
+
+def read(file):
+    return len(file.read(1 << 26))
+
 def warm():
-    with mmap.mmap(-1, num_bytes) as memory:
-        for at in range(0, num_bytes, mmap.PAGESIZE):
-            memory[at] = 1
-    for path in source.rglob("*"):
-        with path.open("rb", buffering=0) if path.is_file() else open(os.devnull, "rb") as file:
-            while file.read(1 << 24):
+    with filler.open("rb", buffering=0) as file:
+        file.seek(time.time_ns() % (1 << 39))
+        for _ in range((free() - (2 << 30)) >> 26):
+            read(file)
+    for path in filter(Path.is_file, source.rglob("*")):
+        with path.open("rb", buffering=0) as file:
+            while read(file):
                 pass
 
 def watch():
@@ -129,10 +139,10 @@ def make(directory: Path, gigabytes: float) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-def timed(what: str, source: Path, target: Path, workers: int, num_bytes: int) -> tuple[float, int]:
-    """Seconds and peak of anonymous memory of one run in a process of its own, which writes about `num_bytes`."""
+def timed(what: str, source: Path, target: Path, filler: Path, workers: int) -> tuple[float, int]:
+    """Seconds and peak of anonymous memory of one run in a process of its own."""
     code = COMMON + IMPORTS[what] + TIMED.format(work=WORK[what])
-    command = [sys.executable, "-W", "ignore", "-c", code, str(source), str(target), str(workers), str(num_bytes)]
+    command = [sys.executable, "-W", "ignore", "-c", code, str(source), str(target), str(filler), str(workers)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -160,6 +170,9 @@ def main() -> None:
     if shutil.disk_usage(root).free < 3.2e9 * args.size:
         root.rmdir()
         raise SystemExit(f"{root.parent} has less than {3.2 * args.size:.1f} GB free")
+    filler = root / "filler"
+    with filler.open("wb") as file:
+        file.truncate(1 << 40)
     try:
         num_bytes = make(root / "hf", args.size)
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in WORK}
@@ -167,7 +180,7 @@ def main() -> None:
             for name in WORK:
                 source = root / ("megatron" if name.startswith("to-hf") else "hf")
                 target = root / ("megatron" if name == "from-hf" else "out")
-                found[name].append(timed(name, source, target, args.workers, num_bytes))
+                found[name].append(timed(name, source, target, filler, args.workers))
                 if repeat == 0 and name in CHECKED and not same(root / "hf", target):
                     raise SystemExit(f"{name} did not give the model back")
                 if name != "from-hf":
