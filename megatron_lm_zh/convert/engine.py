@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -127,11 +127,18 @@ class Conversion:
 
     def to_megatron(self, step: Step, source: Source) -> Tensor:
         """The megatron tensor of one step, or its part of it, read from an HF source."""
+        return step.op.to_megatron(self._hf_tensors(step, source), self.sizes)
+
+    def blocks(self, step: Step, source: Source) -> Sequence[Tensor]:
+        """The same as blocks of rows that follow one another: most of them are views of the source."""
+        return step.op.blocks(self._hf_tensors(step, source), self.sizes)
+
+    def _hf_tensors(self, step: Step, source: Source) -> tuple[Tensor, ...]:
         tensors = tuple(source.read(name) for name in step.hf)
         for name, of in self.copies.items():
             if of in step.hf and name in source.specs and not torch.equal(source.read(name), source.read(of)):
                 raise UserError(f"{name} is not {of}, which it should repeat", where=source.where)
-        return step.op.to_megatron(tensors, self.sizes)
+        return tensors
 
 
 def _steps_of(row: WeightRow, model: Model, sizes: Sizes) -> Iterator[Step]:

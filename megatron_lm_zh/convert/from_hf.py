@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -71,8 +71,8 @@ class FromHF:
             for piece in self.plan.pieces
         ]
 
-    def _compute(self, step: Step) -> list[Tensor]:
-        return [self.conversion.to_megatron(step, self.source)]
+    def _compute(self, step: Step) -> list[Sequence[Tensor]]:
+        return [self.conversion.blocks(step, self.source)]
 
 
 def from_hf(

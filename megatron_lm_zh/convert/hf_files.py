@@ -19,7 +19,6 @@ from torch import Tensor
 from megatron_lm_zh.convert.engine import TensorSpec
 from megatron_lm_zh.convert.mapped import mapped
 from megatron_lm_zh.convert.plan import Piece, Plan, PlannedFile, cut
-from megatron_lm_zh.convert.records import raw
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import read_json
 
@@ -191,7 +190,7 @@ def plan_safetensors(specs: Mapping[str, TensorSpec], max_shard_bytes: int) -> P
         for name, spec in shard.items():
             begin = len(text) + header[name]["data_offsets"][0]
             pieces.append(Piece(name, None, spec, file, begin, spec.num_bytes))
-    return Plan(tuple(files), tuple(pieces), lambda tensor: (raw(tensor),))
+    return Plan(tuple(files), tuple(pieces), lambda spec, blocks: blocks)
 
 
 def write_index(directory: Path, plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -14,30 +14,31 @@ from megatron_lm_zh.convert.sizes import Sizes
 
 @dataclass(frozen=True)
 class Op:
-    """One op and its inverse: pure, keeping the dtype, and able to run on meta tensors, by which shapes are planned."""
+    """One op and its inverse, pure and keeping the dtype; shapes are planned by `to_hf` of tensors without data."""
 
     to_hf: Callable[[Tensor, Sizes], tuple[Tensor, ...]]
-    to_megatron: Callable[[tuple[Tensor, ...], Sizes], Tensor]
+    blocks: Callable[[tuple[Tensor, ...], Sizes], Sequence[Tensor]]
+    """The megatron tensor as blocks of rows that follow one another: views, where rows only change places."""
+
+    def to_megatron(self, tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+        """The megatron tensor; that of one block is the block itself."""
+        blocks = self.blocks(tensors, sizes)
+        return blocks[0] if len(blocks) == 1 else torch.cat(tuple(blocks))
 
 
 def _same_to_hf(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     return (tensor,)
 
 
-def _same_to_megatron(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
-    (tensor,) = tensors
-    return tensor
+def _as_they_are(tensors: tuple[Tensor, ...], sizes: Sizes) -> Sequence[Tensor]:
+    """One tensor, or several whose rows follow one another: gate [f, h], up [f, h] -> [2f, h]."""
+    return tensors
 
 
 def _split_gate_up(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     """[2f, h] -> gate [f, h], up [f, h]."""
     gate, up = tensor.chunk(2)
     return gate, up
-
-
-def _join_gate_up(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
-    """gate [f, h], up [f, h] -> [2f, h]."""
-    return torch.cat(tensors)
 
 
 def _split_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -49,10 +50,10 @@ def _split_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     return tuple(part.flatten(0, 2) for part in parts)
 
 
-def _join_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+def _join_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Sequence[Tensor]:
     """q [n d, ...], k, v [g d, ...] -> [(n + 2g) d, ...], grouped as above."""
-    groups, channels = sizes.model.num_query_groups, sizes.model.kv_channels
-    return torch.cat([part.unflatten(0, (groups, -1, channels)) for part in tensors], dim=1).flatten(0, 2)
+    groups = zip(*(tensor.tensor_split(sizes.model.num_query_groups) for tensor in tensors), strict=True)
+    return [block for group in groups for block in group]
 
 
 def _split_packed_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -60,7 +61,7 @@ def _split_packed_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     return (torch.cat(_split_qkv(tensor, sizes)),)
 
 
-def _join_packed_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+def _join_packed_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Sequence[Tensor]:
     """q, k and v in one [(n + 2g) d, ...] -> the same rows in groups."""
     (packed,) = tensors
     rows = sizes.model.num_query_groups * sizes.model.kv_channels
@@ -73,7 +74,7 @@ def _split_packed_qkv_t(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     return (packed.t(),)
 
 
-def _join_packed_qkv_t(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+def _join_packed_qkv_t(tensors: tuple[Tensor, ...], sizes: Sizes) -> Sequence[Tensor]:
     """[h, (n + 2g) d]: q, then k, then v -> [(n + 2g) d, h] in groups."""
     (packed,) = tensors
     return _join_packed_qkv((packed.t(),), sizes)
@@ -84,10 +85,10 @@ def _transpose_to_hf(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     return (tensor.t(),)
 
 
-def _transpose_to_megatron(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+def _transpose_to_megatron(tensors: tuple[Tensor, ...], sizes: Sizes) -> Sequence[Tensor]:
     """[in, out] -> [out, in]."""
     (tensor,) = tensors
-    return tensor.t()
+    return (tensor.t(),)
 
 
 def _split_neighbours_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -96,7 +97,7 @@ def _split_neighbours_qkv(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     return _by_head(query, sizes, _as_neighbours), _by_head(key, sizes, _as_neighbours), value
 
 
-def _join_neighbours_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+def _join_neighbours_qkv(tensors: tuple[Tensor, ...], sizes: Sizes) -> Sequence[Tensor]:
     """q, k, v whose rotary embedding turns neighbours -> [(n + 2g) d, ...], where it turns i with i + r/2."""
     query, key, value = tensors
     return _join_qkv((_by_head(query, sizes, _as_halves), _by_head(key, sizes, _as_halves), value), sizes)
@@ -125,17 +126,17 @@ def _trim_vocab(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
     return (tensor[: sizes.vocab_size],)
 
 
-def _pad_vocab(tensors: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
+def _pad_vocab(tensors: tuple[Tensor, ...], sizes: Sizes) -> Sequence[Tensor]:
     """[vocab, h] -> [padded_vocab, h]; the rows of ids that no text has are zero."""
     (tensor,) = tensors
     padding = tensor.new_zeros(sizes.padded_vocab_size - tensor.shape[0], *tensor.shape[1:])
-    return torch.cat((tensor, padding))
+    return tensor, padding
 
 
 OPS: Mapping[str, Op] = MappingProxyType(
     {
-        "identity": Op(_same_to_hf, _same_to_megatron),
-        "gate_up": Op(_split_gate_up, _join_gate_up),
+        "identity": Op(_same_to_hf, _as_they_are),
+        "gate_up": Op(_split_gate_up, _as_they_are),
         "grouped_qkv": Op(_split_qkv, _join_qkv),
         "packed_qkv": Op(_split_packed_qkv, _join_packed_qkv),
         "packed_qkv_transposed": Op(_split_packed_qkv_t, _join_packed_qkv_t),

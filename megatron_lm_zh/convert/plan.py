@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class Plan:
 
     files: tuple[PlannedFile, ...]
     pieces: tuple[Piece, ...]
-    encode: Callable[[Tensor], tuple[Any, ...]]
-    """The buffers that a piece becomes in its file, `length` bytes in all."""
+    encode: Callable[[TensorSpec, Sequence[memoryview]], Sequence[bytes | memoryview]]
+    """The buffers that a piece and the bytes of its blocks become in its file, `length` bytes in all."""
 
     @property
     def num_bytes(self) -> int:
@@ -97,8 +97,8 @@ class Job:
     pieces: tuple[Piece, ...]
     memory: int
     """Bytes that it may take while it runs."""
-    compute: Callable[[], Iterable[Tensor]]
-    """Makes the pieces, in their order."""
+    compute: Callable[[], Iterable[Sequence[Tensor]]]
+    """Makes the pieces, in their order, each as blocks of rows that follow one another."""
 
 
 def identity_of(*directories: Path) -> list[tuple[str, int, int]]:

@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,11 +36,13 @@ def record_length(spec: TensorSpec) -> int:
     return len(before) + spec.num_bytes + len(after)
 
 
-def record(tensor: Tensor) -> tuple[Any, ...]:
-    """The archive of a contiguous tensor, as buffers to write one after the other."""
-    data = raw(tensor)
-    before, after = _frame(TensorSpec(tuple(tensor.shape), tensor.dtype), zlib.crc32(data))
-    return before, data, after
+def record(spec: TensorSpec, blocks: Sequence[memoryview]) -> Sequence[bytes | memoryview]:
+    """The archive of a tensor whose bytes are these, as buffers to write one after the other."""
+    checksum = 0
+    for block in blocks:
+        checksum = zlib.crc32(block, checksum)
+    before, after = _frame(spec, checksum)
+    return before, *blocks, after
 
 
 def raw(tensor: Tensor) -> memoryview:

@@ -8,7 +8,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,14 +145,14 @@ class Reshard:
     def _job(self, piece: Piece) -> Job:
         return Job((piece,), 2 * piece.spec.num_bytes, partial(self._compute, piece))
 
-    def _compute(self, piece: Piece) -> list[Tensor]:
+    def _compute(self, piece: Piece) -> list[Sequence[Tensor]]:
         tensor = self._source[piece.key].read(piece.key, piece.part)
         rows = self.specs[piece.key].shape[0]
         if self._rows is not None and piece.key.endswith(_VOCABULARY) and tensor.shape[0] != rows:
             # no text has these ids: their rows get no gradient and count in no loss
             more = tensor.new_zeros(max(0, rows - tensor.shape[0]), *tensor.shape[1:])
             tensor = torch.cat((tensor[:rows], more))
-        return [tensor]
+        return [(tensor,)]
 
     def _write_model_file(self, directory: Path) -> None:
         tokenizer, model = tokenizer_of(self.checkpoint), self.config.model

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_lm_zh.convert.mapped import touch
 from megatron_lm_zh.convert.plan import Job, Piece, Plan, PlannedFile
+from megatron_lm_zh.convert.records import raw
 from megatron_lm_zh.files import sync_directory
 from megatron_lm_zh.runtime.allocator import large_blocks_go_back
 
@@ -135,11 +136,11 @@ class _Work:
 
     def do(self, job: Job) -> None:
         """Makes the pieces of a job and writes those whose file is not done."""
-        tensors = iter(job.compute())
+        made = iter(job.compute())
         for piece in job.pieces:
-            tensor = next(tensors)
+            blocks = next(made)
             if piece.file not in self.whole:
-                self._write(piece, tensor)
+                self._write(piece, blocks)
                 with self._lock:
                     self.bytes_done += piece.length
                     self._left[piece.file] -= 1
@@ -147,15 +148,18 @@ class _Work:
                 if is_last:
                     self._finish(piece.file)
 
-    def _write(self, piece: Piece, tensor: Tensor) -> None:
+    def _write(self, piece: Piece, blocks: Sequence[Tensor]) -> None:
         shape = piece.spec.shape if piece.part is None else piece.spec.shape[1:]
-        assert (tuple(tensor.shape), tensor.dtype) == (shape, piece.spec.dtype), f"{piece.key} is not as planned"
-        tensor = tensor.contiguous().reshape(piece.spec.shape)
-        touch(tensor)
+        assert {block.dtype for block in blocks} == {piece.spec.dtype}, f"{piece.key} is not as planned"
+        assert {block.shape[1:] for block in blocks} == {shape[1:]}, f"{piece.key} is not as planned"
+        whole = [block.contiguous() for block in blocks]
+        for block in whole:
+            touch(block)
+        buffers = self._encode(piece.spec, [raw(block) for block in whole])
         descriptor = os.open(self._directory / piece.file, os.O_WRONLY)
         try:
             offset = piece.offset
-            for buffer in self._encode(tensor):
+            for buffer in buffers:
                 view = memoryview(buffer)
                 while len(view):
                     written = os.pwrite(descriptor, view, offset)

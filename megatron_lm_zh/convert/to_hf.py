@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ class ToHF:
             jobs.append(Job(mine, memory, partial(self._compute, step, names)))
         return jobs
 
-    def _compute(self, step: Step, names: tuple[str, ...]) -> list[Tensor]:
+    def _compute(self, step: Step, names: tuple[str, ...]) -> list[Sequence[Tensor]]:
         made = self.conversion.to_hf(step, self.source)
-        return [made[name] for name in names]
+        return [(made[name],) for name in names]
 
 
 def to_hf(

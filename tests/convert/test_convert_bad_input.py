@@ -58,7 +58,7 @@ def rewrite(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], None])
     for path in (*checkpoint.glob("*.distcp"), checkpoint / ".metadata"):
         path.unlink()
     plan = plan_torch_dist(specs, set(), MAX_FILE_BYTES)
-    jobs = [Job((piece,), 0, lambda name=piece.key: [tensors[name]]) for piece in plan.pieces]
+    jobs = [Job((piece,), 0, lambda name=piece.key: [(tensors[name],)]) for piece in plan.pieces]
     write_pieces(checkpoint, plan, jobs)
     write_index(checkpoint, plan, specs)
 
@@ -174,7 +174,7 @@ def test_a_disk_that_fills_up(checkpoint: Path, hf: Path, tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(streaming.os, "pwrite", full)
         assert "No space left" in refused(to_hf, checkpoint, tmp_path / "out")
-    monkeypatch.setattr(Conversion, "to_megatron", full)
+    monkeypatch.setattr(Conversion, "blocks", full)
     assert "No space left" in refused(from_hf, hf, tmp_path / "out")
 
 

@@ -24,7 +24,7 @@ from megatron_lm_zh.convert.engine import TensorSpec
 from megatron_lm_zh.convert.from_hf import FromHF, from_hf
 from megatron_lm_zh.convert.megatron_files import MegatronWeights
 from megatron_lm_zh.convert.output import JOURNAL
-from megatron_lm_zh.convert.records import find_record, record, record_length
+from megatron_lm_zh.convert.records import find_record, raw, record, record_length
 from megatron_lm_zh.convert.streaming import Progress
 from megatron_lm_zh.convert.to_hf import ToHF, to_hf
 from megatron_lm_zh.errors import UserError
@@ -286,7 +286,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @pytest.mark.parametrize("shape", [(3, 4), (1, 2, 5), (7,), (0, 3), ()], ids=str)
 def test_records_are_those_of_torch_save(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     tensor = torch.randn(shape).to(dtype)
-    ours = b"".join(record(tensor))
+    ours = b"".join(
+        record(TensorSpec(shape, dtype), [raw(rows) for rows in tensor.split(2)] if shape else [raw(tensor)])
+    )
     assert len(ours) == record_length(TensorSpec(shape, dtype))
     assert zipfile.ZipFile(io.BytesIO(ours)).testzip() is None
     loaded = torch.load(io.BytesIO(ours), weights_only=True)
@@ -306,7 +308,7 @@ def test_a_record_beyond_four_gigabytes(tmp_path: Path) -> None:
     tensor = torch.zeros(2**31 + 64, dtype=torch.bfloat16)
     tensor[-3:] = 1
     with (tmp_path / "file").open("wb") as file:
-        for buffer in record(tensor):
+        for buffer in record(TensorSpec(tuple(tensor.shape), tensor.dtype), [raw(tensor)]):
             file.write(buffer)
     assert (tmp_path / "file").stat().st_size == record_length(TensorSpec(tuple(tensor.shape), tensor.dtype))
     loaded = torch.load(tmp_path / "file", weights_only=True, mmap=True)
