@@ -143,9 +143,6 @@ def test_inspect_and_verify_see_the_ranks_as_one_model(
     ToHF(four_ranks, Asked(family="llama")).run(tmp_path / "hf")
     report = compare_weights(side, Side(tmp_path / "hf"), tolerance=0.0, workers=2)
     assert report.agrees and report.compared == len(expected[LLAMA])
-    side.write_checkpoint(tmp_path)
-    again = converted(open_plain(tmp_path, Asked(config=four_ranks / "config.yaml")))
-    assert_same(again, expected[LLAMA])
 
 
 @pytest.mark.dist
