@@ -14,14 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import save_torch_state_dict
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from megatron_lm_zh.config.document import read_document
 from megatron_lm_zh.config.load import load_config
 from megatron_lm_zh.config.schema import Config
 from megatron_lm_zh.convert.engine import Conversion, TensorSpec
@@ -29,7 +27,7 @@ from megatron_lm_zh.convert.hf_files import CONFIG, write_json
 from megatron_lm_zh.convert.hf_source import open_hf
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE
 from megatron_lm_zh.convert.model_config import to_hf_config
-from megatron_lm_zh.convert.model_file import read_model_file, write_model_file
+from megatron_lm_zh.convert.model_file import read_model_file, run_config_of, write_model_file
 from megatron_lm_zh.families.registry import family, huggingface
 from megatron_lm_zh.models.build import padded_vocab_size
 from megatron_lm_zh.models.initialise import checkpoint_metadata
@@ -103,17 +101,9 @@ def built(model_file: Path) -> Iterator[GPTModel]:
 
 def _config(model_file: Path) -> Config:
     """A run of one rank of the model."""
-    values = {
-        "run": {"dir": "none"},
-        "model": read_document(model_file).values["model"],
-        "precision": {"dtype": "bf16"},
-        "data": {"tokenizer": {"type": "HuggingFace", "path": "none"}, "train": [{"path": "none"}]},
-        "train": {"steps": 1, "micro_batch_size": 1, "global_batch_size": 1},
-        "optim": {"lr": 0.01},
-    }
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "run.yaml"
-        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        path.write_text(run_config_of(read_model_file(model_file)[0], "bf16"), encoding="utf-8")
         return load_config(path, world=1)
 
 

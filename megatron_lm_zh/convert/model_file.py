@@ -1,4 +1,4 @@
-"""model.yaml: what a checkpoint that was made from a Hugging Face directory says of its model."""
+"""A model section as a file: model.yaml beside converted weights, and the config of a run that has just this model."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ def write_model_file(path: Path, model: Model, special_tokens: Mapping[str, Any]
     """Writes the model section, in the words of our config, and the ids of the special tokens."""
     text = dump({"model": dataclasses.asdict(model), "special_tokens": dict(special_tokens)})
     path.write_text(text, encoding="utf-8")
+
+
+def run_config_of(model: Model, dtype: str) -> str:
+    """A run's config, on one rank, that has this model in this precision; nothing is trained with it."""
+    return dump(
+        {
+            "run": {"dir": "unused"},
+            "model": dataclasses.asdict(model),
+            "precision": {"dtype": dtype},
+            "data": {"tokenizer": {"type": "HuggingFace", "path": "unused"}, "train": [{"path": "unused"}]},
+            "train": {"steps": 1, "global_batch_size": 1},
+            "optim": {"lr": 1.0},
+        }
+    )
 
 
 def read_model_file(path: Path) -> tuple[Model, dict[str, Any]]:

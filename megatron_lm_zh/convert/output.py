@@ -36,7 +36,7 @@ class Partial:
 
 
 @contextmanager
-def new_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Partial]:
+def resumable_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Partial]:
     """Yields a directory beside `output` that becomes `output` when the block ends without an error.
 
     Files that an earlier attempt of the same fingerprint had done, before it was killed or failed, are still there.
@@ -74,7 +74,7 @@ def new_directory(output: Path, num_bytes: int, fingerprint: str) -> Iterator[Pa
 
 @contextmanager
 def converted(output: Path, plan: Plan, what: str, *sources: Path) -> Iterator[Partial]:
-    """Yields the directory that becomes what a plan makes of some directories; errors as in `new_directory`.
+    """Yields the directory that becomes what a plan makes of some directories; errors as in `resumable_directory`.
 
     Args:
         output: where the result shall be.
@@ -83,7 +83,7 @@ def converted(output: Path, plan: Plan, what: str, *sources: Path) -> Iterator[P
         sources: what is converted. UserError, and no result, where a file of theirs has changed at the end.
     """
     before = identity_of(*sources)
-    with new_directory(output, plan.num_bytes, plan.fingerprint(what, before)) as result:
+    with resumable_directory(output, plan.num_bytes, plan.fingerprint(what, before)) as result:
         yield result
         if identity_of(*sources) != before:
             raise UserError("the files changed while they were converted", where=str(sources[0]))

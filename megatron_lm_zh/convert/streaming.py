@@ -152,6 +152,7 @@ class _Work:
         shape = piece.spec.shape if piece.part is None else piece.spec.shape[1:]
         assert {block.dtype for block in blocks} == {piece.spec.dtype}, f"{piece.key} is not as planned"
         assert {block.shape[1:] for block in blocks} == {shape[1:]}, f"{piece.key} is not as planned"
+        assert sum(block.nbytes for block in blocks) == piece.spec.num_bytes, f"{piece.key} is not as planned"
         whole = [block.contiguous() for block in blocks]
         for block in whole:
             touch(block)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from megatron_lm_zh.tokenizer.huggingface import FILES
+from megatron_lm_zh.tokenizer.huggingface import FILES, TEMPLATES
 
-_TEMPLATES = "additional_chat_templates"
 _PATTERNS = (*FILES, "*.tiktoken", "chat_template.json", "generation_config.json", "*.py")
 
 
@@ -18,8 +17,8 @@ def copy_from_hf(hf_dir: Path, target: Path) -> None:
         target.mkdir(exist_ok=True)
         for path in present:
             shutil.copyfile(path, target / path.name)
-        if (hf_dir / _TEMPLATES).is_dir():
-            shutil.copytree(hf_dir / _TEMPLATES, target / _TEMPLATES, dirs_exist_ok=True)
+        if (hf_dir / TEMPLATES).is_dir():
+            shutil.copytree(hf_dir / TEMPLATES, target / TEMPLATES, dirs_exist_ok=True)
 
 
 def copy_all(source: Path, target: Path) -> None:

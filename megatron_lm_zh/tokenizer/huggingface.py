@@ -38,6 +38,8 @@ FILES = (
     "chat_template.jinja",
 )
 """What belongs to a tokenizer in a Hugging Face directory."""
+TEMPLATES = "additional_chat_templates"
+"""A directory that may stand beside them."""
 GPT2_END = "<|endoftext|>"
 
 
@@ -171,7 +173,7 @@ class HuggingFaceTokenizer:
         for name in FILES:
             if (self.path / name).is_file() and (self.path / name).resolve() != (directory / name).resolve():
                 write_bytes(directory / name, (self.path / name).read_bytes())
-        templates = self.path / "additional_chat_templates"
+        templates = self.path / TEMPLATES
         if templates.is_dir() and templates.resolve() != (directory / templates.name).resolve():
             shutil.copytree(templates, directory / templates.name, dirs_exist_ok=True)
 

@@ -128,6 +128,7 @@ def _states(side: Side, ids: object, scratch: Path) -> States:
     """What a side computes, in a process of its own; SystemExit with its code where that fails."""
     import torch
 
+    from megatron_lm_zh.convert.model_file import run_config_of
     from megatron_lm_zh.convert.states import States
 
     ids_file, target, config = scratch / "ids.pt", scratch / "states.pt", scratch / "config.yaml"
@@ -135,30 +136,12 @@ def _states(side: Side, ids: object, scratch: Path) -> States:
     command = [sys.executable, "-m", "megatron_lm_zh", "convert", "verify", str(side.checkpoint)]
     command += ["--record", str(target), "--ids", str(ids_file)]
     if not side.is_hf:
-        config.write_text(_config_of(side), encoding="utf-8")
+        config.write_text(run_config_of(side.model, "fp32"), encoding="utf-8")
         command += ["--side-config", str(config)]
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(done.returncode)
     return States.load(target)
-
-
-def _config_of(side: Side) -> str:
-    """A run's config that has the model of a checkpoint, in fp32; nothing is trained with it."""
-    import dataclasses
-
-    from megatron_lm_zh.config.document import dump
-
-    return dump(
-        {
-            "run": {"dir": "unused"},
-            "model": dataclasses.asdict(side.model),
-            "precision": {"dtype": "fp32"},
-            "data": {"tokenizer": {"type": "HuggingFace", "path": "unused"}, "train": [{"path": "unused"}]},
-            "train": {"steps": 1, "global_batch_size": 1},
-            "optim": {"lr": 1.0},
-        }
-    )
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -172,7 +155,7 @@ def _record(args: argparse.Namespace) -> int:
         hf_states(args.a, ids, torch.float32).save(args.record)
         return 0
     from megatron_lm_zh.config.load import load_config
-    from megatron_lm_zh.convert.legacy.find import Asked, Plain, find_plain
+    from megatron_lm_zh.convert.legacy.find import Asked, find_plain, open_plain
     from megatron_lm_zh.convert.megatron_files import MegatronWeights
     from megatron_lm_zh.runtime import engine
     from megatron_lm_zh.runtime.ranks import discover
@@ -183,6 +166,6 @@ def _record(args: argparse.Namespace) -> int:
     from megatron_lm_zh.train.states import checkpoint_states  # imports megatron: only after it has been prepared
 
     plain = find_plain(args.a)
-    source = MegatronWeights(args.a) if plain is None else Plain(plain).open(Asked(config=args.side_config)).source
+    source = MegatronWeights(args.a) if plain is None else open_plain(plain, Asked(config=args.side_config)).source
     checkpoint_states(config, source, ids, ranks, device).save(args.record)
     return 0

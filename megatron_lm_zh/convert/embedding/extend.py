@@ -22,7 +22,7 @@ from megatron_lm_zh.convert.hf_files import (
     header_bytes,
     write_json,
 )
-from megatron_lm_zh.convert.output import new_directory
+from megatron_lm_zh.convert.output import resumable_directory
 from megatron_lm_zh.errors import UserError, nearest
 from megatron_lm_zh.files import read_json, read_json_if_any
 from megatron_lm_zh.tokenizer.embedding.parts import Parts, find_parts
@@ -123,7 +123,7 @@ def extend_embedding(
     rows = next(iter(tables.values())).rows
     more = sum(one.num_bytes - one.table.rows * one.table.row_bytes for one in tables.values())
     size = more + sum(shard.path.stat().st_size for shard in shards)
-    with new_directory(output, size, fingerprint=new.tokenizer.fingerprint) as result_directory:
+    with resumable_directory(output, size, fingerprint=new.tokenizer.fingerprint) as result_directory:
         partial = result_directory.path
         left_out = _copy_other_files(source, shards, partial)
         _put_tokenizer(new, source, partial)

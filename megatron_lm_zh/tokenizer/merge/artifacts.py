@@ -16,7 +16,7 @@ from megatron_lm_zh.files import new_directory, write_bytes
 from megatron_lm_zh.tokenizer.base import Tokenizer
 from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
 from megatron_lm_zh.tokenizer.extension import RECORD_FILE
-from megatron_lm_zh.tokenizer.huggingface import HuggingFaceTokenizer
+from megatron_lm_zh.tokenizer.huggingface import TEMPLATES, HuggingFaceTokenizer
 from megatron_lm_zh.tokenizer.merge.bases import Base
 from megatron_lm_zh.tokenizer.merge.construct import Extension
 from megatron_lm_zh.tokenizer.merge.protobuf import with_pieces
@@ -110,7 +110,7 @@ def _copy_others(base: Path, directory: Path) -> None:
     for name in COPIED:
         if (base / name).is_file():
             write_bytes(directory / name, (base / name).read_bytes())
-    templates = base / "additional_chat_templates"
+    templates = base / TEMPLATES
     if templates.is_dir():
         shutil.copytree(templates, directory / templates.name)
 
