@@ -9,6 +9,22 @@ from typing import Any
 
 import torch
 
+CONFIG = """
+run: {{dir: {run}}}
+model: {{num_layers: 4, hidden_size: 64, num_attention_heads: 4, ffn_hidden_size: 96,
+  seq_length: 64, vocab_size: {vocab}, {model}}}
+parallel: {{{parallel}}}
+precision: {{dtype: fp32}}
+data: {{tokenizer: {{type: HuggingFace, path: {run}/gone}}, train: [{{path: {run}/none}}]}}
+train: {{steps: 5, global_batch_size: 4}}
+optim: {{lr: 0.01}}
+"""
+DEEPSEEK = (
+    "family: deepseek_v3, num_moe_experts: 4, moe_ffn_hidden_size: 32, moe_layer_freq: [0, 1, 1, 1], "
+    "moe_shared_expert_intermediate_size: 32, num_query_groups: 4, q_lora_rank: 32, kv_lora_rank: 16, qk_head_dim: 8, "
+    "qk_pos_emb_head_dim: 8, v_head_dim: 8"
+)
+
 
 def save_ranks(ranks: Any, device: Any, config_file: str, output: str, homogeneous: bool) -> None:
     """Runs in the pool: builds a random model, the same at every layout, and saves it.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from legacy_ranks import save_ranks
+from legacy_ranks import CONFIG, DEEPSEEK, save_ranks
 from support.pool import RankPool
 
 from megatron_lm_zh.convert.inspect import inspect
@@ -20,24 +20,9 @@ from megatron_lm_zh.convert.to_hf import ToHF
 from megatron_lm_zh.convert.verify import Side, compare_weights
 from megatron_lm_zh.errors import UserError
 
-CONFIG = """
-run: {{dir: {run}}}
-model: {{num_layers: 4, hidden_size: 64, num_attention_heads: 4, ffn_hidden_size: 96,
-  seq_length: 64, vocab_size: 131, {model}}}
-parallel: {{{parallel}}}
-precision: {{dtype: fp32}}
-data: {{tokenizer: {{type: HuggingFace, path: {run}/gone}}, train: [{{path: {run}/none}}]}}
-train: {{steps: 5, global_batch_size: 4}}
-optim: {{lr: 0.01}}
-"""
 LLAMA = "family: llama, num_query_groups: 2"
 TIED = "family: qwen3, num_query_groups: 2, tie_embeddings: true"
 MIXTRAL = "family: mixtral, num_query_groups: 2, num_moe_experts: 4, moe_ffn_hidden_size: 32"
-DEEPSEEK = (
-    "family: deepseek_v3, num_moe_experts: 4, moe_ffn_hidden_size: 32, moe_layer_freq: [0, 1, 1, 1], "
-    "moe_shared_expert_intermediate_size: 32, num_query_groups: 4, q_lora_rank: 32, kv_lora_rank: 16, qk_head_dim: 8, "
-    "qk_pos_emb_head_dim: 8, v_head_dim: 8"
-)
 CASES = {
     "tp2-pp2": (LLAMA, 4, "tensor: 2, pipeline: 2"),
     "tp2-pp2-vpp2-tied": (TIED, 4, "tensor: 2, pipeline: 2, virtual_pipeline: 2"),
@@ -53,7 +38,7 @@ FAMILY_OF = {LLAMA: "llama", TIED: "qwen3", MIXTRAL: "mixtral", DEEPSEEK: "deeps
 
 def saved(pool: RankPool, root: Path, model: str, world: int, parallel: str, *, stacked: bool = False) -> Path:
     root.mkdir()
-    (root / "config.yaml").write_text(CONFIG.format(run=root, model=model, parallel=parallel))
+    (root / "config.yaml").write_text(CONFIG.format(run=root, vocab=131, model=model, parallel=parallel))
     checkpoint = root / "iter_0000007"
     checkpoint.mkdir()
     pool.run(world, save_ranks, str(root / "config.yaml"), str(checkpoint), stacked)

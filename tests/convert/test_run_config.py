@@ -14,7 +14,7 @@ import torch
 import yaml
 from bridge_files import as_bridge, nested, run_config
 from hf_models import make_tokenizer, mlzh, read_json, same_bits, weights
-from legacy_ranks import save_ranks
+from legacy_ranks import CONFIG, DEEPSEEK, save_ranks
 from support.pool import RankPool
 
 from megatron_lm_zh.cli.main import main_for_arguments
@@ -28,23 +28,8 @@ from megatron_lm_zh.convert.to_hf import ToHF
 from megatron_lm_zh.convert.verify import Side, compare_weights
 from megatron_lm_zh.errors import UserError
 
-CONFIG = """
-run: {{dir: {run}}}
-model: {{num_layers: 4, hidden_size: 64, num_attention_heads: 4, ffn_hidden_size: 96,
-  seq_length: 64, vocab_size: 400, {model}}}
-parallel: {{{parallel}}}
-precision: {{dtype: fp32}}
-data: {{tokenizer: {{type: HuggingFace, path: {run}/gone}}, train: [{{path: {run}/none}}]}}
-train: {{steps: 5, global_batch_size: 4}}
-optim: {{lr: 0.01}}
-"""
 BRIDGE = "megatron.bridge.models."
 GPT = BRIDGE + "gpt_provider.GPTModelProvider"
-DEEPSEEK = (
-    "family: deepseek_v3, num_moe_experts: 4, moe_ffn_hidden_size: 32, moe_layer_freq: [0, 1, 1, 1], "
-    "moe_shared_expert_intermediate_size: 32, num_query_groups: 4, q_lora_rank: 32, kv_lora_rank: 16, qk_head_dim: 8, "
-    "qk_pos_emb_head_dim: 8, v_head_dim: 8"
-)
 CASES: dict[str, tuple[str, int, str, Callable[[Model], dict[str, Any]]]] = {
     "llama": (
         "family: llama, num_query_groups: 2, tie_embeddings: true, rotary_base: 500000, "
@@ -85,7 +70,7 @@ def checkpoints(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> di
         root = tmp_path_factory.mktemp("bridge") / name
         checkpoint = root / "iter_0000007"
         checkpoint.mkdir(parents=True)
-        (root / "config.yaml").write_text(CONFIG.format(run=root, model=model, parallel=parallel))
+        (root / "config.yaml").write_text(CONFIG.format(run=root, vocab=400, model=model, parallel=parallel))
         ranks.run(world, save_ranks, str(root / "config.yaml"), str(checkpoint), True)
         found[name] = as_bridge(checkpoint, make(load_config(root / "config.yaml", world=world).model))
     return found
