@@ -32,6 +32,10 @@ class FamilyDefault:
         return {name: value for name, value in values.items() if value != self.otherwise}
 
 
-def of_family(name: str, otherwise: Any) -> Any:
-    """A field of the model whose default its family says, and `otherwise` where the family does not."""
-    return Field(default_factory=FamilyDefault(name, otherwise))
+def of_family(name: str, otherwise: Any, **bounds: Any) -> Any:
+    """A field of the model whose default its family says, and `otherwise` where the family does not.
+
+    Args:
+        bounds: what pydantic's Field calls them, e.g. `gt`.
+    """
+    return Field(default_factory=FamilyDefault(name, otherwise), **bounds)

@@ -77,6 +77,7 @@ _SHAPE = frozenset(
         "tie_embeddings",
         "activation",
         "normalization",
+        "sandwich_norm",
         "add_bias_linear",
         "add_qkv_bias",
         "qk_layernorm",

@@ -24,6 +24,7 @@ WORD_EMBEDDING = "embedding.word_embeddings.weight"
 _MODULES = (
     "input_layernorm",
     "self_attention.linear_proj",
+    "self_attention.linear_proj.post_layernorm",
     "self_attention.linear_qkv",
     "self_attention.linear_q_proj",
     "self_attention.linear_q_down_proj",
@@ -42,6 +43,7 @@ _MODULES = (
     "mlp.shared_experts.linear_fc2",
     "mlp.linear_fc1",
     "mlp.linear_fc2",
+    "mlp.linear_fc2.post_layernorm",
 )
 _LOCAL_NORMS: Mapping[str, str] = MappingProxyType(
     {

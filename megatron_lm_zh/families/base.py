@@ -21,6 +21,7 @@ ROUTER = (
 ARCHITECTURE = (
     "activation",
     "normalization",
+    "sandwich_norm",
     "add_bias_linear",
     "add_qkv_bias",
     "qk_layernorm",

@@ -8,6 +8,7 @@ from megatron_lm_zh.families.base import Family, HuggingFace
 from megatron_lm_zh.families.deepseek_v2 import DEEPSEEK_V2
 from megatron_lm_zh.families.deepseek_v3 import DEEPSEEK_V3
 from megatron_lm_zh.families.glm4 import GLM4
+from megatron_lm_zh.families.glm4_0414 import GLM4_0414
 from megatron_lm_zh.families.glm4_moe import GLM4_MOE
 from megatron_lm_zh.families.gpt import GPT
 from megatron_lm_zh.families.gpt2 import GPT2
@@ -26,6 +27,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2,
     QWEN3,
     GLM4,
+    GLM4_0414,
     BAICHUAN,
     INTERNLM2,
     GPT2,

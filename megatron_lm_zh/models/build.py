@@ -86,13 +86,13 @@ def _chunk(config: Config, megatron: TransformerConfig, device: Device, vp_stage
     model, scaling = config.model, config.model.rope_scaling
     assert model.vocab_size is not None
     position = {"ignore_virtual": False, "vp_stage": vp_stage}
-    alibi = model.position_embedding_type == "alibi"
+    variant = {"alibi": model.position_embedding_type == "alibi", "sandwich": model.sandwich_norm}
     gpt = Gpt(
         true_vocab_size=model.vocab_size,
         z_loss_coeff=config.train.z_loss_coeff,
         config=megatron,
-        transformer_layer_spec=block_spec(megatron, device, vp_stage=vp_stage, alibi=alibi),
-        mtp_block_spec=mtp_spec(megatron, device, vp_stage=vp_stage, alibi=alibi),
+        transformer_layer_spec=block_spec(megatron, device, vp_stage=vp_stage, **variant),
+        mtp_block_spec=mtp_spec(megatron, device, vp_stage=vp_stage, **variant),
         vocab_size=padded_vocab_size(config),
         max_sequence_length=model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**position),

@@ -80,7 +80,7 @@ def _layers(model: Model) -> Size:
     total = Size()
     for layer in _layer_numbers(model):
         total += _attention(model) + (_experts(model) if has_experts(model, layer) else _dense_mlp(model))
-        total += Size(rest=2 * _norm(model, model.hidden_size))
+        total += Size(rest=(4 if model.sandwich_norm else 2) * _norm(model, model.hidden_size))
     # Multi-token prediction joins embedding and state, each through a norm, and has a final norm of its own.
     joint = Size(matrices=2 * model.hidden_size**2, rest=3 * _norm(model, model.hidden_size))
     return total + joint.times(model.mtp_num_layers or 0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
-from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.extensions.transformer_engine import TEDotProductAttention, TENorm, TERowParallelLinear
 from megatron.core.fusions.fused_layer_norm import FusedLayerNorm
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
     get_gpt_mtp_block_spec,
 )
+from megatron.core.tensor_parallel import RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer
@@ -26,6 +28,7 @@ from megatron_lm_zh import compat
 from megatron_lm_zh.models.attention import AlibiCoreAttention, SdpaCoreAttention
 from megatron_lm_zh.models.latent_attention import LatentSelfAttention
 from megatron_lm_zh.models.norm import NORMS
+from megatron_lm_zh.models.sandwich import sandwiched
 from megatron_lm_zh.runtime.device import Device
 
 
@@ -36,13 +39,14 @@ def block_spec(
     vp_stage: int | None = None,
     pp_rank: int | None = None,
     alibi: bool = False,
+    sandwich: bool = False,
 ) -> TransformerBlockSubmodules:
     """The spec of the layers of this pipeline stage and of the final norm.
 
     Whatever the device, a checkpoint has Transformer Engine's parameter names.
     """
     block = get_gpt_decoder_block_spec(config, **_options(config, device), vp_stage=vp_stage, pp_rank=pp_rank)  # type: ignore[no-untyped-call]
-    swaps = _swaps(config, device, alibi)
+    swaps = _swaps(config, device, alibi, sandwich)
     layers = [_adapted(layer, config, device, swaps) for layer in block.layer_specs]
     return replace(block, layer_specs=layers, layer_norm=_swapped(block.layer_norm, swaps))
 
@@ -54,11 +58,12 @@ def mtp_spec(
     vp_stage: int | None = None,
     pp_rank: int | None = None,
     alibi: bool = False,
+    sandwich: bool = False,
 ) -> MultiTokenPredictionBlockSubmodules | None:
     """The spec of the multi-token prediction layers of this pipeline stage; None where it has none."""
     if not config.mtp_num_layers:
         return None
-    swaps = _swaps(config, device, alibi)
+    swaps = _swaps(config, device, alibi, sandwich)
     # They are built as the decoder's last layer is, which need not be on this stage.
     last = _adapted(get_gpt_decoder_layer_specs(config, **_options(config, device))[-1], config, device, swaps)
     block = get_gpt_mtp_block_spec(
@@ -75,17 +80,20 @@ def _options(config: TransformerConfig, device: Device) -> dict[str, Any]:
     }
 
 
-def _swaps(config: TransformerConfig, device: Device, alibi: bool) -> dict[Any, type]:
+def _swaps(config: TransformerConfig, device: Device, alibi: bool, sandwich: bool) -> dict[Any, type]:
     """Which of megatron-core's modules make way for which of ours."""
-    if device.transformer_engine:
-        return {TEDotProductAttention: AlibiCoreAttention} if alibi else {}
-    norm = NORMS[config.normalization]
-    return {
-        DotProductAttention: AlibiCoreAttention if alibi else SdpaCoreAttention,
-        WrappedTorchNorm: norm,
-        FusedLayerNorm: norm,
-        MLASelfAttention: LatentSelfAttention,
-    }
+    linear: Any = TERowParallelLinear
+    norm: Any = TENorm
+    swaps: dict[Any, type] = {TEDotProductAttention: AlibiCoreAttention} if alibi else {}
+    if not device.transformer_engine:
+        linear, norm = RowParallelLinear, NORMS[config.normalization]
+        swaps = {
+            DotProductAttention: AlibiCoreAttention if alibi else SdpaCoreAttention,
+            WrappedTorchNorm: norm,
+            FusedLayerNorm: norm,
+            MLASelfAttention: LatentSelfAttention,
+        }
+    return swaps | {linear: sandwiched(linear, norm)} if sandwich else swaps
 
 
 def _swapped(spec: Any, swaps: dict[Any, type]) -> Any:
@@ -94,6 +102,8 @@ def _swapped(spec: Any, swaps: dict[Any, type]) -> Any:
         return swaps.get(spec, spec)
     if isinstance(spec, list):
         return [_swapped(item, swaps) for item in spec]
+    if isinstance(spec, partial):
+        return partial(spec.func, *spec.args, **{name: _swapped(item, swaps) for name, item in spec.keywords.items()})
     if is_dataclass(spec):
         return replace(spec, **{field.name: _swapped(getattr(spec, field.name), swaps) for field in fields(spec)})  # type: ignore[type-var]
     return spec

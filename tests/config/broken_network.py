@@ -42,6 +42,12 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
         "model.num_moe_experts: missing; family mixtral (Mixtral 8x7B and 8x22B) needs it",
     ),
     (
+        "sandwiched_layers_are_dense",
+        (GPT, "model.sandwich_norm=true", "model.num_moe_experts=4"),
+        None,
+        "model.sandwich_norm: true with num_moe_experts: 4; set model.sandwich_norm: false",
+    ),
+    (
         "query_groups_divide_heads",
         ("model.num_query_groups=3",),
         None,

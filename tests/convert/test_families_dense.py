@@ -28,9 +28,9 @@ from megatron_lm_zh.families.registry import family, huggingface
 STILL = ["optim.lr=1e-30", "optim.weight_decay=0", "train.steps=1", "schedule.warmup_steps=0"]
 MOVING = ["optim.lr=0.01", "train.steps=3", "schedule.warmup_steps=0", "train.micro_batch_size=2"]
 TP2_PP2 = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true"]
-STARTS = ("qwen2_window", "glm4", "baichuan2_13b", "gpt2")
+STARTS = ("qwen2_window", "glm4_0414_tied", "baichuan2_13b", "gpt2")
 """Every op and every module that these families brought."""
-OTHER_STARTS = ("llama_biases", "mistral_window", "qwen3_tied_window", "baichuan", "internlm2")
+OTHER_STARTS = ("llama_biases", "mistral_window", "qwen3_tied_window", "glm4", "baichuan", "internlm2")
 
 
 def slow(*names: str) -> list[Any]:
@@ -170,6 +170,11 @@ DEFAULTS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "qwen2": ("qwen2", ("use_sliding_window", "layer_types"), {"window_size": None, "window_attn_skip_freq": None}),
     "qwen3": ("qwen3", ("head_dim",), {"kv_channels": 128}),
     "glm4": ("glm4", ("head_dim", "rope_parameters", "rms_norm_eps"), {"kv_channels": 128, "rotary_percent": 0.5}),
+    "glm4_0414": (
+        "glm4_0414",
+        ("head_dim", "rope_parameters", "attention_bias"),
+        {"kv_channels": 128, "rotary_percent": 0.5, "add_qkv_bias": True, "sandwich_norm": True},
+    ),
     "gpt2": ("gpt2", ("n_inner", "tie_word_embeddings"), {"ffn_hidden_size": 192, "tie_embeddings": True}),
     "baichuan": ("baichuan", ("model_max_length",), {"position_embedding_type": "rope", "normalized_output": False}),
 }
@@ -232,10 +237,10 @@ def test_old_files_hold_what_follows_from_the_config(tmp_path: Path) -> None:
     assert same_bits(weights(tmp_path / "back"), plain)
 
 
-def test_glm_4_of_2025_is_refused(tmp_path: Path) -> None:
-    hf = make(DENSE["glm4"], tmp_path / "hf")
-    config = read_json(hf / "config.json") | {"model_type": "glm4"}
+def test_norms_behind_attention_and_mlp_are_not_left_out(tmp_path: Path) -> None:
+    hf = make(DENSE["glm4_0414"], tmp_path / "hf")
+    config = read_json(hf / "config.json") | {"model_type": "glm"}
     (hf / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="no family converts model_type 'glm4'; expected one of llama, .*glm, "):
+    with pytest.raises(UserError, match="post_mlp_layernorm.weight and 5 more has no place"):
         from_hf(hf, tmp_path / "megatron")
     assert not (tmp_path / "megatron").exists()

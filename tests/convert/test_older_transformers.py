@@ -33,6 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 SINCE: Mapping[str, tuple[str, str]] = {
     "glm4": ("4.46", "GlmForCausalLM"),
+    "glm4_0414": ("4.51.3", "Glm4ForCausalLM"),
     "qwen3": ("4.51", "Qwen3ForCausalLM"),
     "qwen3_moe": ("4.51", "Qwen3MoeForCausalLM"),
     "deepseek_v3": ("4.51", "DeepseekV3ForCausalLM"),

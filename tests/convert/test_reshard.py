@@ -46,7 +46,9 @@ class Case:
 
 
 CASES = {
-    "dp2": Case([*TWO_LAYERS, "model.qk_layernorm=true", "model.family=gpt"], 2, [], slow=False),
+    "dp2": Case(
+        [*TWO_LAYERS, "model.qk_layernorm=true", "model.sandwich_norm=true", "model.family=gpt"], 2, [], slow=False
+    ),
     "tp2-dp2-small-buckets-bf16": Case([*TWO_LAYERS, "precision.dtype=bf16", *SMALL_BUCKETS], 4, TP2),
     "pp2-vpp2-tied": Case(
         ["model.tie_embeddings=true"], 2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"], slow=False

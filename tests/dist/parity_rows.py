@@ -73,6 +73,7 @@ GPT2 = _model("activation=gelu", "normalization=LayerNorm", "add_bias_linear=tru
 GPT2_POSITIONS = (*GPT2, *_model("position_embedding_type=learned_absolute", "num_query_groups=4"))
 ALIBI = _model("position_embedding_type=alibi")
 WINDOW = _model("window_size=[7,0]", "window_attn_skip_freq=2")
+GLM_0414 = _model("sandwich_norm=true", "add_qkv_bias=true", "rotary_percent=0.5")
 LLAMA3 = _model("rope_scaling={kind: llama3, factor: 4, original_max_position_embeddings: 16}")
 YARN = _model("rope_scaling={kind: yarn, factor: 4, original_max_position_embeddings: 8}")
 PREDICTION_APART = (
@@ -187,6 +188,12 @@ ATTENTION = (
     Row("gpt2-tp2-sp", "dense", 2, (*SP2, *GPT2_POSITIONS)),
     Row("no-positions-cp2", "dense", 2, (*CP2, "model.position_embedding_type=none")),
     Row("qk-norm-tp2-sp", "dense", 2, (*SP2, "model.qk_layernorm=true")),
+    Row("sandwich-tp2-sp", "dense", 2, (*SP2, *GLM_0414), quick=True),
+    Row("sandwich-pp2", "dense", 2, (*PP2, *GLM_0414)),
+    Row("sandwich-cp2", "dense", 2, (*CP2, *GLM_0414)),
+    Row("sandwich-dp2-distributed-optimizer", "dense", 2, (*SHARDED, *GLM_0414)),
+    Row("sandwich-fsdp-tp2-sp-dp2", "dense", 4, (*FSDP, *SP2, *GLM_0414)),
+    Row("sandwich-bf16-biases-recompute-tp2-sp", "dense", 2, (*BF16, *SP2, *GLM_0414, "model.add_bias_linear=true", *_recompute("granularity=selective", "modules=[layernorm,mlp]"))),
     Row("qkv-bias-tp2", "dense", 2, (*TP2, "model.add_qkv_bias=true")),
     Row("multi-query-pp2", "dense", 2, (*PP2, "model.num_query_groups=1")),
     Row("squared-relu-tp2", "dense", 2, (*TP2, "model.activation=squared_relu")),

@@ -32,6 +32,8 @@ ARCHITECTURES: dict[str, list[str]] = {
     "geglu-alibi": [GPT, "model.activation=geglu", "model.position_embedding_type=alibi"],
     "squared-relu": [GPT, "model.activation=squared_relu", "model.add_qkv_bias=true"],
     "qk-norm": [GPT, "model.qk_layernorm=true", "model.normalization=LayerNorm"],
+    "sandwich": [GPT, "model.sandwich_norm=true", "model.normalization=LayerNorm", "model.mtp_num_layers=1"],
+    "glm4_0414": ["model.family=glm4_0414"],
     "mixtral": ["model.family=mixtral", *EXPERTS],
     "expert-biases": [GPT, *EXPERTS, "model.add_bias_linear=true", "model.activation=gelu"],
     "shared-experts": [

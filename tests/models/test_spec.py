@@ -38,6 +38,9 @@ EXPERTS = {
 MODELS: dict[str, dict[str, Any]] = {
     "grouped-qk-norm": {"num_query_groups": 2, "qk_layernorm": True},
     "layer-norm-window": {"normalization": "LayerNorm", "window_size": (3, 0), "window_attn_skip_freq": 2},
+    "sandwich": {"sandwich": True},
+    "sandwich-biases": {"sandwich": True, "normalization": "LayerNorm", "add_bias_linear": True, "mtp_num_layers": 1},
+    "sandwich-latent": {**LATENT, "q_lora_rank": 8, "sandwich": True},
     "partial-rope": {"rotary_percent": 0.5, "num_query_groups": 2},
     "interleaved-rope": {"rotary_interleaved": True, "apply_rope_fusion": False},
     "alibi": {"alibi": True},
@@ -102,7 +105,8 @@ def _model(device: Any, options: dict[str, Any], layout: dict[str, Any]) -> tupl
 
     model_parallel_cuda_manual_seed(0)
     use_as_fused_rope()
-    alibi, yarn = options.pop("alibi", False), options.pop("yarn", False)
+    yarn = options.pop("yarn", False)
+    variant = {name: options.pop(name, False) for name in ("alibi", "sandwich")}
     arguments = {
         "num_layers": 2,
         "hidden_size": 32,
@@ -126,11 +130,11 @@ def _model(device: Any, options: dict[str, Any], layout: dict[str, Any]) -> tupl
         set_yarn(config, YarnScaling(factor=4.0, original_max_position_embeddings=8))
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, device, alibi=alibi),
-        mtp_block_spec=mtp_spec(config, device, alibi=alibi),
+        transformer_layer_spec=block_spec(config, device, **variant),
+        mtp_block_spec=mtp_spec(config, device, **variant),
         vocab_size=VOCABULARY,
         max_sequence_length=LENGTH,
-        position_embedding_type="none" if alibi else "yarn" if yarn else "rope",
+        position_embedding_type="none" if variant["alibi"] else "yarn" if yarn else "rope",
         rotary_percent=rotary_percent,
     )
     _draw(gpt)
@@ -213,7 +217,7 @@ def measured(ranks: RankPool) -> Callable[[str], list[Any]]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_do_not_depend_on_the_layout(name: str, layout: str, measured: Callable[[str], list[Any]]) -> None:
-    if (name, layout) == ("next-tokens", "cp2") and compat.megatron_core_version() >= (0, 17):
+    if "mtp_num_layers" in MODELS[name] and layout == "cp2" and compat.megatron_core_version() >= (0, 17):
         pytest.skip("megatron-core 0.19 weighs the tokens of the multi-token loss by each context-parallel rank's own")
     ((loss, parts),) = [answer[name] for answer in measured("one-rank")]
     answers = [answer[name] for answer in measured(layout)]
@@ -329,6 +333,13 @@ def test_a_checkpoint_has_the_names_of_transformer_engines_layers(measured: Call
         "self_attention.q_layernorm.weight",
         "self_attention.k_layernorm.weight",
         "mlp.linear_fc1.layer_norm_weight",
+        "final_layernorm.weight",
+    }
+    assert norms("sandwich") == {
+        "self_attention.linear_qkv.layer_norm_weight",
+        "self_attention.linear_proj.post_layernorm.weight",
+        "mlp.linear_fc1.layer_norm_weight",
+        "mlp.linear_fc2.post_layernorm.weight",
         "final_layernorm.weight",
     }
     assert norms("latent") == {

@@ -46,6 +46,17 @@ def family_has_what_it_needs(config: Config, world: int | None) -> UserError | N
     return UserError(f"model.{missing[0]}: missing; family {kind.name} ({kind.about}) needs it", mend="set it")
 
 
+@rule("model.sandwich_norm", "model.num_moe_experts")
+def sandwiched_layers_are_dense(config: Config, world: int | None) -> UserError | None:
+    """The norm behind an MLP belongs to its last matrix; experts have one each, and the norm would be of each expert's
+    output alone."""
+    model = config.model
+    if not model.sandwich_norm or model.num_moe_experts is None:
+        return None
+    what = f"model.sandwich_norm: true with num_moe_experts: {model.num_moe_experts}"
+    return UserError(what, mend="set model.sandwich_norm: false, or model.num_moe_experts: null")
+
+
 @rule("model.mtp_num_layers", "model.position_embedding_type")
 def predictions_have_no_learned_positions(config: Config, world: int | None) -> UserError | None:
     """Each prediction layer embeds the tokens again, one place further, and learned positions would move with them;
@@ -93,6 +104,7 @@ RULES = (
     saved_family_converts,
     family_holds_architecture,
     family_has_what_it_needs,
+    sandwiched_layers_are_dense,
     predictions_have_no_learned_positions,
     tied_predictions_have_one_stage,
     predictions_fit_the_sequence,

@@ -22,6 +22,7 @@ class Network:
         "qwen2",
         "qwen3",
         "glm4",
+        "glm4_0414",
         "baichuan",
         "internlm2",
         "gpt2",
@@ -66,6 +67,9 @@ class Network:
     too, where kernels.bias_activation_fusion is on, which it is by default with add_bias_linear."""
     normalization: Literal["RMSNorm", "LayerNorm"] = of_family("normalization", "RMSNorm")
     """Norm before attention, before the MLP and at the end."""
+    sandwich_norm: bool = of_family("sandwich_norm", False)
+    """A norm behind attention and one behind the MLP, too, before each is added to the residual stream (Sandwich-LN,
+    Ding et al. 2021; GLM-4-0414)."""
     layernorm_epsilon: float = Field(default=1e-5, gt=0)
     """Epsilon of the norms."""
     add_bias_linear: bool = of_family("add_bias_linear", False)
@@ -85,7 +89,7 @@ class Network:
     """Rotary (Su et al. 2021), learned, ALiBi's linear biases (Press et al. 2022), or no positions."""
     rotary_base: int = Field(default=10000, gt=0)
     """Base of the rotary position embedding (theta)."""
-    rotary_percent: float = Field(default=1.0, gt=0, le=1)
+    rotary_percent: float = of_family("rotary_percent", 1.0, gt=0, le=1)
     """Share of a head's channels that are rotated."""
     rope_scaling: RopeScaling | None = None
     """How the rotary embedding reaches beyond the length it was trained on; one class for each `kind`."""
