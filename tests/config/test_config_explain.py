@@ -56,6 +56,8 @@ def test_a_key_of_the_model_names_its_families() -> None:
     assert "families that use it: llama, mistral, qwen2, qwen3, " in stretched and "gpt2" not in stretched
     assert "families that use it" not in explain("model.num_layers")
     assert "default: 'swiglu'; 'gelu_tanh' in gpt2\n" in explain("model.activation")
+    share = "model.rotary_percent: number > 0 and <= 1\ndefault: 1.0; 0.5 in glm4, glm4_0414\n"
+    assert explain("model.rotary_percent").startswith(share)
 
 
 def test_megatron_fields_come_from_its_source() -> None:
