@@ -27,6 +27,7 @@ NETWORKS = {
     "experts": EXPERTS,
     "latent attention": LATENT,
     "window": ["model.family=gpt", "model.window_size=[8,0]"],
+    "sandwich": ["model.family=glm4_0414"],
 }
 RECIPES = {"delayed": "hybrid", "tensorwise": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
 
