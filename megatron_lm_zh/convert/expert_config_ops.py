@@ -103,14 +103,14 @@ def _read_chosen_groups(values: tuple[Any, ...], model: Mapping[str, Any]) -> An
         return None
     if chosen in (ABSENT, None):
         raise ValueError("n_group without topk_group")
-    _check_group_score(chosen, 2, model)
+    _check_group_score(chosen, model)
     return chosen
 
 
 def _write_chosen_groups(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
     if value is None:
         return (1,)
-    _check_group_score(value, 2, model)
+    _check_group_score(value, model)
     return (value,)
 
 
@@ -129,29 +129,37 @@ def _write_greedy_groups(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...
 
 
 def _read_greedy_chosen_groups(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
-    """topk_group of DeepSeek-V2, where a group is as good as its best expert."""
+    """topk_group of DeepSeek-V2."""
     (chosen,) = values
     if model.get("moe_router_num_groups") is None:
         return None
     if chosen in (ABSENT, None):
         raise ValueError("n_group without topk_group")
-    _check_group_score(chosen, 1, model)
     return chosen
 
 
 def _write_greedy_chosen_groups(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
-    if value is None:
-        return (1,)
-    _check_group_score(value, 1, model)
-    return (value,)
+    return (1 if value is None else value,)
 
 
-def _check_group_score(chosen: int, best: int, model: Mapping[str, Any]) -> None:
-    """megatron-core scores a group by its best topk / topk_group experts, whatever the model family does."""
+def _read_best_score(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
+    """A group is as good as its best expert; the family says so, and no key of config.json."""
+    return ABSENT
+
+
+def _write_best_score(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
+    groups, chosen = model["moe_router_num_groups"], model["moe_router_group_topk"]
+    if value == "sum" and groups != chosen and (best := model["moe_router_topk"] // chosen) > 1:
+        raise ValueError(f"model.moe_router_group_score: sum, of {best} experts; DeepSeek-V2 takes the best one")
+    return (ABSENT,)
+
+
+def _check_group_score(chosen: int, model: Mapping[str, Any]) -> None:
+    """megatron-core scores a group by its best topk / topk_group experts, DeepSeek-V3 by its best 2."""
     topk = model["moe_router_topk"]
-    if chosen != model["moe_router_num_groups"] and topk // chosen != best:
+    if chosen != model["moe_router_num_groups"] and topk // chosen != 2:
         raise ValueError(
-            f"groups scored by their best {best} experts: megatron-core takes {topk} // {chosen} = {topk // chosen} "
+            f"groups scored by their best 2 experts: megatron-core takes {topk} // {chosen} = {topk // chosen} "
             "for experts a token over groups a token"
         )
 
@@ -180,6 +188,7 @@ EXPERTS: Mapping[str, ConfigOp] = MappingProxyType(
         "chosen_groups": ConfigOp(_read_chosen_groups, _write_chosen_groups),
         "greedy_groups": ConfigOp(_read_greedy_groups, _write_greedy_groups),
         "greedy_chosen_groups": ConfigOp(_read_greedy_chosen_groups, _write_greedy_chosen_groups),
+        "best_score": ConfigOp(_read_best_score, _write_best_score),
         "normalised_topk": ConfigOp(_read_topk, _write_topk),
     }
 )

@@ -1,8 +1,6 @@
 """The DeepSeek-V2 family: latent attention, shared experts, a softmax over all experts that is not normalised again.
 
-DeepSeek-AI 2024, "DeepSeek-V2", arXiv:2405.04434. megatron-core scores a group of experts by its best
-topk / group_topk, DeepSeek-V2 by its best one: of 6 experts from 3 groups, as DeepSeek-V2 itself has them, the two
-differ, and that model is refused. V2-Lite has no groups.
+DeepSeek-AI 2024, "DeepSeek-V2", arXiv:2405.04434. A group of experts is as good as its best one; V2-Lite has no groups.
 """
 
 from __future__ import annotations
@@ -12,11 +10,12 @@ from megatron_lm_zh.families.base import EXPERTS, MLA, ConfigRow, Family, FixedR
 
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
-    about="DeepSeek-V2-Lite, DeepSeek-Coder-V2-Lite",
+    about="DeepSeek-V2, DeepSeek-Coder-V2 and their Lite models",
     architecture={
         "multi_latent_attention": True,
         "qk_layernorm": True,
         "moe_router_pre_softmax": True,
+        "moe_router_group_score": "max",
         "moe_router_dtype": "fp32",
     },
     varies=(
@@ -55,6 +54,7 @@ DEEPSEEK_V2 = Family(
             rows.SHARED_WIDTH,
             ConfigRow("moe_router_num_groups", ("topk_method", "n_group"), op="greedy_groups"),
             ConfigRow("moe_router_group_topk", ("topk_group",), op="greedy_chosen_groups"),
+            ConfigRow("moe_router_group_score", ("topk_method",), op="best_score"),
             ConfigRow("moe_router_topk_scaling_factor", ("routed_scaling_factor",), op="routed_scale"),
         ),
         fixed=(

@@ -20,7 +20,7 @@ from megatron_lm_zh.models.loss import cross_entropy, hide_padding
 from megatron_lm_zh.models.output import normalize_rows
 from megatron_lm_zh.models.precision import gradient_arguments
 from megatron_lm_zh.models.rope import scale_as_llama3, set_yarn, use_as_fused_rope
-from megatron_lm_zh.models.spec import block_spec, mtp_spec
+from megatron_lm_zh.models.spec import Own, block_spec, mtp_spec
 from megatron_lm_zh.models.transformer_config import transformer_config
 from megatron_lm_zh.runtime.device import Device
 
@@ -86,13 +86,13 @@ def _chunk(config: Config, megatron: TransformerConfig, device: Device, vp_stage
     model, scaling = config.model, config.model.rope_scaling
     assert model.vocab_size is not None
     position = {"ignore_virtual": False, "vp_stage": vp_stage}
-    variant = {"alibi": model.position_embedding_type == "alibi", "sandwich": model.sandwich_norm}
+    own = Own.of(model)
     gpt = Gpt(
         true_vocab_size=model.vocab_size,
         z_loss_coeff=config.train.z_loss_coeff,
         config=megatron,
-        transformer_layer_spec=block_spec(megatron, device, vp_stage=vp_stage, **variant),
-        mtp_block_spec=mtp_spec(megatron, device, vp_stage=vp_stage, **variant),
+        transformer_layer_spec=block_spec(megatron, device, own, vp_stage=vp_stage),
+        mtp_block_spec=mtp_spec(megatron, device, own, vp_stage=vp_stage),
         vocab_size=padded_vocab_size(config),
         max_sequence_length=model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**position),

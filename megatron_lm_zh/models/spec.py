@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel import RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -25,28 +26,47 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_lm_zh import compat
+from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.models.attention import AlibiCoreAttention, SdpaCoreAttention
 from megatron_lm_zh.models.latent_attention import LatentSelfAttention
 from megatron_lm_zh.models.norm import NORMS
+from megatron_lm_zh.models.router import BestExpertRouter
 from megatron_lm_zh.models.sandwich import sandwiched
 from megatron_lm_zh.runtime.device import Device
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a network's layers have that megatron-core's config has no words for; fields as in the model section."""
+
+    alibi: bool = False
+    sandwich_norm: bool = False
+    group_score: str = "sum"
+
+    @classmethod
+    def of(cls, model: Model) -> Own:
+        """That of a model section."""
+        alibi = model.position_embedding_type == "alibi"
+        return cls(alibi, model.sandwich_norm, model.moe_router_group_score)
+
+
+PLAIN = Own()
 
 
 def block_spec(
     config: TransformerConfig,
     device: Device,
+    own: Own = PLAIN,
     *,
     vp_stage: int | None = None,
     pp_rank: int | None = None,
-    alibi: bool = False,
-    sandwich: bool = False,
 ) -> TransformerBlockSubmodules:
     """The spec of the layers of this pipeline stage and of the final norm.
 
     Whatever the device, a checkpoint has Transformer Engine's parameter names.
     """
     block = get_gpt_decoder_block_spec(config, **_options(config, device), vp_stage=vp_stage, pp_rank=pp_rank)  # type: ignore[no-untyped-call]
-    swaps = _swaps(config, device, alibi, sandwich)
+    swaps = _swaps(config, device, own)
     layers = [_adapted(layer, config, device, swaps) for layer in block.layer_specs]
     return replace(block, layer_specs=layers, layer_norm=_swapped(block.layer_norm, swaps))
 
@@ -54,16 +74,15 @@ def block_spec(
 def mtp_spec(
     config: TransformerConfig,
     device: Device,
+    own: Own = PLAIN,
     *,
     vp_stage: int | None = None,
     pp_rank: int | None = None,
-    alibi: bool = False,
-    sandwich: bool = False,
 ) -> MultiTokenPredictionBlockSubmodules | None:
     """The spec of the multi-token prediction layers of this pipeline stage; None where it has none."""
     if not config.mtp_num_layers:
         return None
-    swaps = _swaps(config, device, alibi, sandwich)
+    swaps = _swaps(config, device, own)
     # They are built as the decoder's last layer is, which need not be on this stage.
     last = _adapted(get_gpt_decoder_layer_specs(config, **_options(config, device))[-1], config, device, swaps)
     block = get_gpt_mtp_block_spec(
@@ -80,20 +99,24 @@ def _options(config: TransformerConfig, device: Device) -> dict[str, Any]:
     }
 
 
-def _swaps(config: TransformerConfig, device: Device, alibi: bool, sandwich: bool) -> dict[Any, type]:
+def _swaps(config: TransformerConfig, device: Device, own: Own) -> dict[Any, type]:
     """Which of megatron-core's modules make way for which of ours."""
-    linear: Any = TERowParallelLinear
-    norm: Any = TENorm
-    swaps: dict[Any, type] = {TEDotProductAttention: AlibiCoreAttention} if alibi else {}
-    if not device.transformer_engine:
+    if device.transformer_engine:
+        linear, norm = TERowParallelLinear, TENorm
+        swaps: dict[Any, type] = {TEDotProductAttention: AlibiCoreAttention} if own.alibi else {}
+    else:
         linear, norm = RowParallelLinear, NORMS[config.normalization]
         swaps = {
-            DotProductAttention: AlibiCoreAttention if alibi else SdpaCoreAttention,
+            DotProductAttention: AlibiCoreAttention if own.alibi else SdpaCoreAttention,
             WrappedTorchNorm: norm,
             FusedLayerNorm: norm,
             MLASelfAttention: LatentSelfAttention,
         }
-    return swaps | {linear: sandwiched(linear, norm)} if sandwich else swaps
+    if own.sandwich_norm:
+        swaps[linear] = sandwiched(linear, norm)
+    if own.group_score == "max" and config.moe_router_group_topk:
+        swaps[TopKRouter] = BestExpertRouter
+    return swaps
 
 
 def _swapped(spec: Any, swaps: dict[Any, type]) -> Any:
@@ -102,7 +125,7 @@ def _swapped(spec: Any, swaps: dict[Any, type]) -> Any:
         return swaps.get(spec, spec)
     if isinstance(spec, list):
         return [_swapped(item, swaps) for item in spec]
-    if isinstance(spec, partial):
+    if isinstance(spec, partial):  # as megatron-core 0.19 says what builds a layer's parts
         return partial(spec.func, *spec.args, **{name: _swapped(item, swaps) for name, item in spec.keywords.items()})
     if is_dataclass(spec):
         return replace(spec, **{field.name: _swapped(getattr(spec, field.name), swaps) for field in fields(spec)})  # type: ignore[type-var]

@@ -229,6 +229,15 @@ LEGAL: list[tuple[tuple[str, ...], int | None]] = [
     (
         (
             *MOE,
+            "model.moe_router_num_groups=4",
+            "model.moe_router_group_topk=2",
+            "model.moe_router_group_score=max",
+        ),
+        1,
+    ),
+    (
+        (
+            *MOE,
             "model.moe_grouped_gemm=true",
             "model.add_bias_linear=true",
             "kernels.bias_dropout_fusion=false",

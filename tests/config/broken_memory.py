@@ -9,6 +9,7 @@ OFFLOAD = "model.fine_grained_activation_offloading=true"
 LOCAL = "model.cuda_graph_impl=local"
 BF16 = "precision.dtype=bf16"
 TABLE = "model.megatron"
+GROUPS = ("model.moe_router_num_groups=4", "model.moe_router_group_topk=2", "model.moe_router_group_score=max")
 
 # Rule, overrides of the small config, world, words of the message.
 BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
@@ -232,6 +233,18 @@ BROKEN: list[tuple[str, tuple[str, ...], int | None, str]] = [
         (f"{TABLE}.moe_latent_size=32",),
         None,
         "model.megatron.moe_latent_size needs model.num_moe_experts",
+    ),
+    (
+        "best_experts_choose_groups_unfused",
+        (*MOE, *GROUPS, f"{TABLE}.moe_router_fusion=true"),
+        None,
+        "moe_router_fusion: true with groups needs model.moe_router_group_score: sum",
+    ),
+    (
+        "best_experts_choose_groups_unfused",
+        (*MOE, *GROUPS, f"{TABLE}.moe_enable_routing_replay=true"),
+        None,
+        "moe_enable_routing_replay: true with groups needs model.moe_router_group_score: sum",
     ),
 ]
 

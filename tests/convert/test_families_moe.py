@@ -199,8 +199,14 @@ V2_LITE = COMMON | {
     "vocab_size": 102400,
 }
 V2 = V2_LITE | {
+    "hidden_size": 5120,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
     "n_group": 8,
     "n_routed_experts": 160,
+    "num_attention_heads": 128,
+    "num_hidden_layers": 60,
+    "num_key_value_heads": 128,
     "q_lora_rank": 1536,
     "routed_scaling_factor": 16.0,
     "topk_group": 3,
@@ -317,6 +323,17 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "moe_router_topk_scaling_factor": None,
         },
     ),
+    "deepseek_v2": (
+        V2,
+        {
+            "moe_router_topk": 6,
+            "moe_router_num_groups": 8,
+            "moe_router_group_topk": 3,
+            "moe_router_group_score": "max",
+            "moe_router_topk_scaling_factor": 16.0,
+            "moe_shared_expert_intermediate_size": 3072,
+        },
+    ),
     "qwen3_30b": (QWEN3_30B, {"moe_layer_freq": 1, "moe_router_pre_softmax": False, "moe_ffn_hidden_size": 768}),
     "qwen2_57b": (QWEN2_57B, {"moe_router_pre_softmax": True, "window_size": None, "add_qkv_bias": True}),
     "glm_4_5_air": (
@@ -344,7 +361,7 @@ def test_published_configs_are_read_and_written(name: str) -> None:
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "v2-groups": (V2, {}, "groups scored by their best 1 experts: megatron-core takes 6 // 3 = 2"),
+    "v2-groups": (V2, {"topk_group": None}, "n_group without topk_group"),
     "v3-groups": (
         V3,
         {"num_experts_per_tok": 4},
@@ -394,6 +411,12 @@ NOT_CARRIED: dict[str, tuple[str, dict[str, Any], str]] = {
     "one-expert": ("deepseek_v3", {"moe_router_topk": 1}, "one expert a token"),
     "tied": ("glm_4_5_air", {"tie_embeddings": True}, "tie_embeddings"),
     "sinkhorn": ("qwen3_30b", {"moe_router_load_balancing_type": "sinkhorn"}, "sinkhorn"),
+    "sums-of-groups": (
+        "deepseek_v2",
+        {"moe_router_group_score": "sum"},
+        "moe_router_group_score: sum, of 2 experts; DeepSeek-V2 takes the best one",
+    ),
+    "best-of-groups": ("deepseek_v3", {"moe_router_group_score": "max"}, "moe_router_group_score"),
     "pre-softmax": ("deepseek_v2_lite", {"moe_router_pre_softmax": False}, "moe_router_pre_softmax"),
 }
 
@@ -406,3 +429,16 @@ def test_what_no_config_json_can_say_is_refused(name: str) -> None:
         to_hf_config(family(model.family), model, torch.bfloat16, {})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"moe_router_topk": 5}, {"moe_router_group_topk": 8}, {"moe_router_num_groups": None}]
+)
+def test_a_sum_of_one_expert_is_the_best_one(change: dict[str, Any]) -> None:
+    best = dataclasses.replace(read(V2), **change)
+    if best.moe_router_num_groups is None:
+        best = dataclasses.replace(best, moe_router_group_topk=None)
+    summed = dataclasses.replace(best, moe_router_group_score="sum")
+    written = to_hf_config(family("deepseek_v2"), summed, torch.bfloat16, {})
+    assert written == to_hf_config(family("deepseek_v2"), best, torch.bfloat16, {})
+    assert read(written) == best

@@ -214,6 +214,11 @@ MEANINGS: dict[str, tuple[Model, dict[str, Any], dict[str, Any]]] = {
         {"rope_scaling": YARN},
     ),
     "one group": (LATENT, {"moe_router_num_groups": 1, "moe_router_group_topk": 1}, {"moe_router_num_groups": None}),
+    "groups": (
+        LATENT,
+        {"moe_router_num_groups": 2, "moe_router_group_topk": 1},
+        {"moe_router_num_groups": 2, "moe_router_group_score": "sum"},
+    ),
     "squared relu": (
         LLAMA,
         {"activation_func": {"_target_": "megatron.core.activations.squared_relu"}, "gated_linear_unit": False},

@@ -101,12 +101,12 @@ def _model(device: Any, options: dict[str, Any], layout: dict[str, Any]) -> tupl
 
     from megatron_lm_zh.config.sections.rope_scaling import YarnScaling
     from megatron_lm_zh.models.rope import set_yarn, use_as_fused_rope
-    from megatron_lm_zh.models.spec import block_spec, mtp_spec
+    from megatron_lm_zh.models.spec import Own, block_spec, mtp_spec
 
     model_parallel_cuda_manual_seed(0)
     use_as_fused_rope()
     yarn = options.pop("yarn", False)
-    variant = {name: options.pop(name, False) for name in ("alibi", "sandwich")}
+    own = Own(alibi=options.pop("alibi", False), sandwich_norm=options.pop("sandwich", False))
     arguments = {
         "num_layers": 2,
         "hidden_size": 32,
@@ -130,11 +130,11 @@ def _model(device: Any, options: dict[str, Any], layout: dict[str, Any]) -> tupl
         set_yarn(config, YarnScaling(factor=4.0, original_max_position_embeddings=8))
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, device, **variant),
-        mtp_block_spec=mtp_spec(config, device, **variant),
+        transformer_layer_spec=block_spec(config, device, own),
+        mtp_block_spec=mtp_spec(config, device, own),
         vocab_size=VOCABULARY,
         max_sequence_length=LENGTH,
-        position_embedding_type="none" if variant["alibi"] else "yarn" if yarn else "rope",
+        position_embedding_type="none" if own.alibi else "yarn" if yarn else "rope",
         rotary_percent=rotary_percent,
     )
     _draw(gpt)

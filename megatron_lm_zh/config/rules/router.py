@@ -87,7 +87,7 @@ def groups_divide_experts(config: Config, world: int | None) -> UserError | None
     "model.num_moe_experts",
 )
 def groups_hold_the_chosen(config: Config, world: int | None) -> UserError | None:
-    """A group is scored by its best topk / group_topk experts: at least one, and no more than it has."""
+    """A token has at least one expert for each of its groups, and no more than they have."""
     model = config.model
     groups, chosen, experts = model.moe_router_num_groups, model.moe_router_group_topk, model.num_moe_experts
     if groups is None or chosen is None or experts is None or experts % groups:

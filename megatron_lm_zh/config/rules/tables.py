@@ -166,6 +166,18 @@ def latent_experts_exist(config: Config, world: int | None) -> UserError | None:
     return needs(f"{TABLE}.moe_latent_size", wanted)
 
 
+@rule(TABLE, "model.moe_router_group_score", "model.moe_router_num_groups")
+def best_experts_choose_groups_unfused(config: Config, world: int | None) -> UserError | None:
+    """Transformer Engine's fused router adds up a group's experts as megatron-core does; a replay of recorded choices
+    stands where the best expert of a group is looked for."""
+    model = config.model
+    given = [name for name in ("moe_router_fusion", "moe_enable_routing_replay") if model.megatron.get(name)]
+    if not given or model.moe_router_num_groups is None:
+        return None
+    wanted = {"model.moe_router_group_score: sum": model.moe_router_group_score == "sum"}
+    return needs(f"{TABLE}.{given[0]}: true with groups", wanted)
+
+
 RULES = (
     fp32_residual_is_of_half_precision,
     te_cross_entropy_is_not_used,
@@ -178,4 +190,5 @@ RULES = (
     padded_routes_are_quantised,
     probabilities_weigh_one_input,
     latent_experts_exist,
+    best_experts_choose_groups_unfused,
 )

@@ -38,6 +38,9 @@ class NetworkWithExperts(Network):
     """Group-limited routing: number of groups the experts are divided into (DeepSeek-V2)."""
     moe_router_group_topk: int | None = Field(default=None, gt=0)
     """Group-limited routing: groups a token's experts may come from."""
+    moe_router_group_score: Literal["sum", "max"] = of_family("moe_router_group_score", "sum")
+    """Group-limited routing: a group is as good as its best moe_router_topk / moe_router_group_topk experts together
+    (DeepSeek-V3), or as its best one (DeepSeek-V2)."""
     moe_router_topk_scaling_factor: float | None = Field(default=None, gt=0)
     """Factor on the chosen experts' scores."""
     moe_router_enable_expert_bias: bool = of_family("moe_router_enable_expert_bias", False)

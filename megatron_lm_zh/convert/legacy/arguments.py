@@ -144,8 +144,11 @@ def values_of(args: argparse.Namespace, where: str, named: Callable[[str], str] 
             values[name] = int(values[name])
     if latent:
         values.pop("kv_channels", None)  # of no meaning there
-    if values.get("moe_router_num_groups") == 1:
+    groups = values.get("moe_router_num_groups")
+    if groups == 1:
         values = {name: value for name, value in values.items() if name not in _GROUPS}
+    elif groups:
+        values["moe_router_group_score"] = "sum"  # megatron-core has no other
     return values
 
 
