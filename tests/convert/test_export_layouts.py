@@ -27,11 +27,14 @@ LATENT = """family: deepseek_v3, num_layers: 8, hidden_size: 32, num_attention_h
   vocab_size: {vocab}, num_moe_experts: 8, moe_router_num_groups: 4, moe_router_group_topk: 2, moe_router_topk: 4,
   moe_ffn_hidden_size: 16, moe_shared_expert_intermediate_size: 32, moe_layer_freq: [0, 1, 1, 1, 1, 1, 1, 1],
   mtp_num_layers: 1"""
+# Groups scored by their best expert: the family's default, and no key of config.json but topk_method.
+GROUPS = LATENT.replace("deepseek_v3", "deepseek_v2").replace(",\n  mtp_num_layers: 1", "")
 MODELS = {
     "dense": (DENSE, "fp32"),
     "tied": (f"{DENSE}, tie_embeddings: true", "bf16"),
     "experts": (EXPERTS, "fp32"),
     "latent": (LATENT, "bf16"),
+    "groups": (GROUPS, "bf16"),
 }
 CONFIG = """
 run: {{dir: {run}}}

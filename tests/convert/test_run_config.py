@@ -21,7 +21,7 @@ from megatron_lm_zh.cli.main import main_for_arguments
 from megatron_lm_zh.config.load import load_config
 from megatron_lm_zh.config.schema import Model
 from megatron_lm_zh.convert.inspect import inspect
-from megatron_lm_zh.convert.legacy.arguments import values_of
+from megatron_lm_zh.convert.legacy.arguments import families_for, values_of
 from megatron_lm_zh.convert.legacy.find import Asked, find_plain
 from megatron_lm_zh.convert.legacy.run_config import read_run_config
 from megatron_lm_zh.convert.to_hf import ToHF
@@ -246,6 +246,17 @@ def test_what_keys_mean(name: str, tmp_path: Path) -> None:
     config["model"] |= changes
     found = values(tmp_path, config)
     assert {key: found.get(key) for key in expected} == expected
+
+
+def test_a_deepseek_v2_of_megatron_core_is_refused_where_its_groups_are_sums(tmp_path: Path) -> None:
+    def family_of(**changes: Any) -> set[str]:
+        config = run_config(LATENT, GPT)
+        config["model"] |= {"moe_ffn_hidden_size": 32, "rotary_scaling_factor": 1.0, **changes}
+        return set(families_for(values(tmp_path, config), set(), 131, 256, "here", "deepseek_v2"))
+
+    assert family_of(moe_router_num_groups=2, moe_router_group_topk=2) == {"deepseek_v2"}
+    with pytest.raises(UserError, match=r"moe_router_group_score: sum, of 2 experts; DeepSeek-V2 takes the best one"):
+        family_of(moe_router_num_groups=2, moe_router_group_topk=1)
 
 
 def test_a_sigmoid_knows_no_softmax(tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ WINDOW = _model("window_size=[7,0]", "window_attn_skip_freq=2")
 GLM_0414 = _model("sandwich_norm=true", "add_qkv_bias=true", "rotary_percent=0.5")
 LLAMA3 = _model("rope_scaling={kind: llama3, factor: 4, original_max_position_embeddings: 16}")
 YARN = _model("rope_scaling={kind: yarn, factor: 4, original_max_position_embeddings: 8}")
+BEST_GROUPS = _model(
+    "num_moe_experts=12",
+    "moe_router_num_groups=4",
+    "moe_router_group_topk=2",
+    "moe_router_topk=4",
+    "moe_router_group_score=max",
+)
 PREDICTION_APART = (
     "parallel.pipeline=3",
     "parallel.virtual_pipeline=2",
@@ -299,6 +306,9 @@ ROUTERS = (
         2,
         (*EP2, *_model("num_moe_experts=8", "moe_router_num_groups=4", "moe_router_group_topk=2")),
     ),
+    Row("router-best-groups-tp2-sp", "moe", 2, (*SP2, *BEST_GROUPS)),
+    Row("router-best-groups-ep2", "moe", 2, (*EP2, *BEST_GROUPS, *_model("moe_router_pre_softmax=true")), quick=True),
+    Row("router-best-groups-pp2-recompute", "moe", 2, (*PP2, *BEST_GROUPS, *_selective("moe"))),
     Row("router-fp64-ep2", "moe", 2, (*EP2, *_model("moe_router_dtype=fp64"))),
     Row("shared-experts-ep2-tp2-sp", "moe", 4, (*EP2, *SP2, *_model("moe_shared_expert_intermediate_size=64"))),
     Row(
@@ -342,6 +352,7 @@ DEEPSEEK = (
     Row("deepseek-ep2-etp1-tp2-sp-pp2", "deepseek", 4, (*EP2, *ETP1, *SP2, *PP2)),
     Row("deepseek-ep2-dp2-overlapped", "deepseek", 2, (*EP2, *OVERLAPPED)),
     Row("deepseek-ep2-pp2-dp4-distributed-optimizer", "deepseek", 8, (*EP2, *PP2, *SHARDED)),
+    Row("deepseek-best-groups-ep2-pp2", "deepseek", 4, (*EP2, *PP2, *BEST_GROUPS)),
     Row("deepseek-two-predictions-tp2-sp", "deepseek", 2, (*SP2, "model.mtp_num_layers=2")),
     Row("mla-dense-cp2-pp2", "dense", 4, (*CP2, *PP2, *_model("multi_latent_attention=true", "num_query_groups=4"))),
 )
