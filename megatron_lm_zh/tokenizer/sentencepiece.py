@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import sentencepiece
 from numpy.typing import NDArray
 
@@ -135,7 +136,7 @@ class SentencePieceTokenizer:
             if id_ >= 0
         }
         special |= {name: settings[name] for name in NAMED_TOKENS if settings.get(name)}
-        json_bytes = _json(content)
+        json_bytes = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         config = settings | tokenizer_config(special, hashlib.sha256(json_bytes).hexdigest(), self.fingerprint)
         write_bytes(directory / MODEL_FILE, self._content)
         write_bytes(directory / "tokenizer.json", json_bytes)
@@ -170,6 +171,7 @@ def _fingerprint(model: SentencePieceFile, eod: int) -> str:
         eod,
     ]
     digest.update(json.dumps(rules).encode())
-    for piece in model.pieces:
-        digest.update(json.dumps([piece.text, piece.score, piece.type.name]).encode())
+    names = {type_: type_.name for type_ in PieceType}
+    told = (f'[{json.dumps(piece.text)}, {piece.score}, "{names[piece.type]}"]' for piece in model.pieces)
+    digest.update("".join(told).encode())
     return digest.hexdigest()

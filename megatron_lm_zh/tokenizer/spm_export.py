@@ -169,13 +169,12 @@ def _merges(model: SentencePieceFile) -> list[tuple[str, str]]:
     from several pairs; where two of them overlap (a run of one character) the leftmost has the longer left part.
     """
     scores = {piece.text: piece.score for piece in model.pieces if piece.type == PieceType.NORMAL}
-    merges = [
-        (-score, id_, -cut, text[:cut], text[cut:])
-        for id_, (text, score) in enumerate(scores.items())
-        for cut in range(1, len(text))
+    return [
+        (text[:cut], text[cut:])
+        for text in sorted(scores, key=lambda text: -scores[text])  # of the same score, the first id first
+        for cut in range(len(text) - 1, 0, -1)
         if text[:cut] in scores and text[cut:] in scores
     ]
-    return [(left, right) for _, _, _, left, right in sorted(merges)]
 
 
 def _unigram(model: SentencePieceFile) -> dict[str, Any]:

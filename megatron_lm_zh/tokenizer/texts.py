@@ -102,16 +102,17 @@ def _lines(path: Path, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, s
 
 
 def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[str]:
-    block: list[str] = []
-    size = 0
-    for _, line in _lines(path, on_bytes):
-        block.append(line)
-        size += len(line)
-        if size >= BLOCK:
-            yield "".join(block)
-            block, size = [], 0
-    if block:
-        yield "".join(block)
+    read = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+            while lines := stream.readlines(BLOCK - 1):
+                yield "".join(lines)
+                on_bytes(stream.buffer.tell() - read)
+                read = stream.buffer.tell()
+    except UnicodeDecodeError:
+        for _ in _lines(path, on_bytes):  # knows which line it is
+            pass
+        raise
 
 
 def _text_of(line: str, json_key: str, where: str) -> str:

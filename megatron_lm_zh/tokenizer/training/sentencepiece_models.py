@@ -95,5 +95,7 @@ def _lines(texts: Texts) -> Iterator[str]:
     """Lines of the texts, none empty, none longer than LONGEST_LINE."""
     for text in texts():
         for line in text.split("\n"):
-            for at in range(0, len(line), LONGEST_LINE):
-                yield line[at : at + LONGEST_LINE]
+            if len(line) > LONGEST_LINE:
+                yield from (line[at : at + LONGEST_LINE] for at in range(0, len(line), LONGEST_LINE))
+            elif line:
+                yield line
