@@ -141,12 +141,13 @@ def main() -> None:
     options = parser.parse_args()
     if missing := [name for name in NEEDED if not (options.assets / name).exists()]:
         parser.error(f"--assets {options.assets} does not hold {', '.join(missing)}")
+    # first: a process counts the memory of the one that started it as its own
+    timings = [] if options.no_timing else [timed(options.assets, name, options.threads) for name in TIMED]
     rows: list[Row] = []
     for seed in options.seeds:
         rows += on_split(options.assets, seed, options.threads, whole=seed == options.seeds[0])
         show_split([row for row in rows if row.seed == seed])
     show_seeds(rows)
-    timings = [] if options.no_timing else [timed(options.assets, name, options.threads) for name in TIMED]
     for timing in timings:
         print(
             f"mlzh tokenizer merge, {timing.name} + {timing.pieces:,}: {timing.wall:.1f} s "

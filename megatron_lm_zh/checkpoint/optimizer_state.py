@@ -31,7 +31,8 @@ def optimizer_state(optimizer: MegatronOptimizer, weights: State, *, sharding: s
     """
     if not is_loading:
         _allocate(optimizer)
-    with _told_apart(optimizer), _padding_kept(optimizer):
+    moved = sharding == "fully_reshardable"  # the buckets of `dp_reshardable` are saved as they lie
+    with _told_apart(optimizer), _padding_kept(optimizer) if moved else contextlib.nullcontext():
         metadata = checkpoint_metadata(sharding)
         state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
     parts = [_without_objects(part) for part in (state.values() if _is_chain(optimizer) else [state])]

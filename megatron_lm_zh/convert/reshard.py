@@ -169,7 +169,10 @@ class Reshard:
 
     def _write_rest(self, directory: Path) -> None:
         """What is no tensor: small values, random generators, the config; last the manifest."""
-        shutil.copyfile(self.checkpoint / COMMON, directory / COMMON)
+        if (self.checkpoint / COMMON).is_file():
+            shutil.copyfile(self.checkpoint / COMMON, directory / COMMON)
+        else:  # megatron-core 0.19 has it among the objects, and would read the empty one in their place
+            (directory / COMMON).unlink()
         self._copy_objects(directory)
         (directory / CONFIG).write_text(to_yaml(self.config), encoding="utf-8")
         files = {

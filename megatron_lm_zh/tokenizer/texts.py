@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -104,11 +105,11 @@ def _lines(path: Path, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, s
 def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[str]:
     read = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+        with path.open("rb") as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="\n") as stream:
             while lines := stream.readlines(BLOCK - 1):
                 yield "".join(lines)
-                on_bytes(stream.buffer.tell() - read)
-                read = stream.buffer.tell()
+                on_bytes(content.tell() - read)
+                read = content.tell()
     except UnicodeDecodeError:
         for _ in _lines(path, on_bytes):  # knows which line it is
             pass

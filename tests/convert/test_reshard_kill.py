@@ -58,6 +58,10 @@ def start(output, last=None, told=None):
 def partial(output):
     return output.with_name(output.name + ".partial")
 
+def has_files(output):
+    journal = partial(output) / ".journal"
+    return journal.is_file() and journal.read_text().count("file") > 0
+
 def content(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
@@ -82,10 +86,8 @@ for case in range(int(moments)):
         os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] == 0 or output.is_dir():
             break
-        journal = partial(output) / ".journal"
-        resumed += journal.is_file() and journal.read_text().count("file") > 0
+        resumed += has_files(output)
     check(output)
-assert resumed or not int(moments), "no attempt had a file to go on from"
 
 os.waitpid(start(root / "counted", last=0, told=root / "changes"), 0)
 changes = json.loads((root / "changes").read_text())
@@ -94,7 +96,9 @@ chosen = [n for n, what in enumerate(changes) if n % int(every) == 0 or n > writ
 for number in chosen:
     output = root / f"change_{number}"
     assert os.waitpid(start(output, last=number + 1), 0)[1] == signal.SIGKILL, number
+    resumed += has_files(output)
     check(output)
+assert resumed, "no attempt had a file to go on from"
 print(f"same after {moments} moments and before {len(chosen)} of {len(changes)} changes; {len(expected)} files")
 """
 
