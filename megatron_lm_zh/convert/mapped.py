@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from pathlib import Path
 
@@ -30,15 +29,6 @@ def mapped(path: Path, offset: int, spec: TensorSpec) -> Tensor:
     if offset % spec.dtype.itemsize:
         numbers = numbers.clone()
     return numbers.view(spec.dtype).view(spec.shape)
-
-
-def touch(tensor: Tensor) -> None:
-    """Reads one byte of each page of a contiguous tensor, so that a mapped one is there when it is written.
-
-    A write whose source is not there yet takes it page by page and holds the target's lock for that long; threads that
-    write to one file then wait for each other.
-    """
-    tensor.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
 
 
 def _read_ahead(path: Path, offset: int, length: int) -> None:

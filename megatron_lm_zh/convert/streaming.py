@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron_lm_zh.convert.mapped import touch
+from megatron_lm_zh.convert.direct import DirectWriter
 from megatron_lm_zh.convert.plan import Job, Piece, Plan, PlannedFile
 from megatron_lm_zh.convert.records import raw
 from megatron_lm_zh.files import sync_directory
@@ -83,6 +83,7 @@ def write_pieces(
     started = time.monotonic()
 
     def run_jobs() -> None:
+        writer = DirectWriter()
         while not budget.stopped:
             with lock:
                 job = next(source, None)
@@ -90,7 +91,7 @@ def write_pieces(
                 return
             with budget.taken(job.memory) as go_on:
                 if go_on:
-                    work.do(job)
+                    work.do(job, writer)
 
     def report() -> None:
         on_progress(Progress(work.bytes_done, plan.num_bytes, work.bytes_before, time.monotonic() - started))
@@ -134,13 +135,13 @@ class _Work:
         if not self._left[file.name]:
             self._finish(file.name)
 
-    def do(self, job: Job) -> None:
+    def do(self, job: Job, writer: DirectWriter) -> None:
         """Makes the pieces of a job and writes those whose file is not done."""
         made = iter(job.compute())
         for piece in job.pieces:
             blocks = next(made)
             if piece.file not in self.whole:
-                self._write(piece, blocks)
+                self._write(piece, blocks, writer)
                 with self._lock:
                     self.bytes_done += piece.length
                     self._left[piece.file] -= 1
@@ -148,27 +149,14 @@ class _Work:
                 if is_last:
                     self._finish(piece.file)
 
-    def _write(self, piece: Piece, blocks: Sequence[Tensor]) -> None:
+    def _write(self, piece: Piece, blocks: Sequence[Tensor], writer: DirectWriter) -> None:
         shape = piece.spec.shape if piece.part is None else piece.spec.shape[1:]
         assert {block.dtype for block in blocks} == {piece.spec.dtype}, f"{piece.key} is not as planned"
         assert {block.shape[1:] for block in blocks} == {shape[1:]}, f"{piece.key} is not as planned"
         assert sum(block.nbytes for block in blocks) == piece.spec.num_bytes, f"{piece.key} is not as planned"
-        whole = [block.contiguous() for block in blocks]
-        for block in whole:
-            touch(block)
-        buffers = self._encode(piece.spec, [raw(block) for block in whole])
-        descriptor = os.open(self._directory / piece.file, os.O_WRONLY)
-        try:
-            offset = piece.offset
-            for buffer in buffers:
-                view = memoryview(buffer)
-                while len(view):
-                    written = os.pwrite(descriptor, view, offset)
-                    offset += written
-                    view = view[written:]
-            assert offset == piece.offset + piece.length, f"{piece.key} is not as long as planned"
-        finally:
-            os.close(descriptor)
+        buffers = self._encode(piece.spec, [raw(block.contiguous()) for block in blocks])
+        assert sum(map(len, buffers)) == piece.length, f"{piece.key} is not as long as planned"
+        writer.write(self._directory / piece.file, piece.offset, buffers)
 
     def _finish(self, name: str) -> None:
         sync_directory(self._directory / name)  # flushes a file as well as a directory

@@ -181,7 +181,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Monk
     source = hf if direction == "from_hf" else tmp_path / "megatron"
     CONVERT[direction](source, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        fail_after(patch, 50 if direction == "from_hf" else 20)
+        fail_after(patch, 15)
         with pytest.raises(UserError, match="No space left.*files are done and kept.*the same command goes on"):
             CONVERT[direction](source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.Monk
 def test_another_source_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hf = make_hf(tmp_path / "hf")
     with monkeypatch.context() as patch:
-        fail_after(patch, 50)
+        fail_after(patch, 15)
         with pytest.raises(UserError, match="files are done"):
             from_hf(hf, tmp_path / "out")
     tensors = load_file(hf / "model.safetensors")
@@ -216,7 +216,7 @@ def test_a_damaged_journal_starts_anew_or_goes_on(tmp_path: Path, monkeypatch: p
     from_hf(hf, tmp_path / "whole")
     for damage in (lambda text: text[:-5], lambda text: text[:10], lambda text: "", lambda text: "[]\n" + text):
         with monkeypatch.context() as patch:
-            fail_after(patch, 50)
+            fail_after(patch, 15)
             with pytest.raises(UserError, match="files are done"):
                 from_hf(hf, tmp_path / "out")
         journal = tmp_path / "out.partial" / JOURNAL
