@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist.parity_rows import ROWS, Row, STEPS, UNLIKE_ON_0_19
+from dist.parity_rows import ROWS, STEPS, UNLIKE_ON_0_19, Row
 from support.parity import PAGE, ROOT, ParityBench, table
 from support.pool import RankPool
 
