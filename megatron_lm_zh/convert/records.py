@@ -133,7 +133,7 @@ def find_record(path: Path, offset: int, length: int) -> Stored:
     """
     with path.open("rb") as file:
         try:
-            with zipfile.ZipFile(_Window(file, offset, length)) as archive:
+            with zipfile.ZipFile(Window(file, offset, length)) as archive:
                 entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
                 shown, numbers = entries["data.pkl"], entries["data/0"]
                 if shown.file_size > _MAX_PICKLE or shown.compress_type or numbers.compress_type:
@@ -211,7 +211,7 @@ class _Kind:
     dtype: torch.dtype
 
 
-class _Window(io.RawIOBase):
+class Window(io.RawIOBase):
     """A part of a file as a file of its own."""
 
     def __init__(self, file: BinaryIO, offset: int, length: int) -> None:

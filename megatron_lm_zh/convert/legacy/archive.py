@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_lm_zh.convert.engine import TensorSpec
 from megatron_lm_zh.convert.mapped import mapped
+from megatron_lm_zh.convert.records import Window
 from megatron_lm_zh.errors import UserError
 
 
@@ -81,14 +82,20 @@ class Unknown:
         return id(self)
 
 
-def read_archive(path: Path) -> Any:
+def read_archive(path: Path, offset: int = 0, length: int | None = None) -> Any:
     """What a file of torch.save holds: dicts, lists, numbers, words, Namespaces; tensors as `StoredTensor`.
+
+    Args:
+        path: the file.
+        offset: where in it the archive begins.
+        length: bytes of the archive; None: up to the file's end.
 
     Raises:
         UserError: it is missing, damaged, compressed or in torch's format from before 1.6.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        size = path.stat().st_size - offset if length is None else length
+        with path.open("rb") as whole, Window(whole, offset, size) as file, zipfile.ZipFile(file) as archive:
             entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
                 raise ValueError("its numbers are big-endian")
@@ -99,7 +106,8 @@ def read_archive(path: Path) -> Any:
                         raise ValueError("its numbers are compressed")
                     file.seek(info.header_offset)
                     names = struct.unpack("<HH", file.read(30)[26:])
-                    places[name.removeprefix("data/")] = info.header_offset + 30 + sum(names), info.file_size
+                    place = offset + info.header_offset + 30 + sum(names)
+                    places[name.removeprefix("data/")] = place, info.file_size
             with archive.open(entries["data.pkl"]) as content:
                 return _Unpickler(content, path, places).load()
     except Exception as error:  # damaged bytes make zipfile and pickle raise nearly anything
