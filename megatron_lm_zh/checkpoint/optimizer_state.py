@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
 from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedObject
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 
-from megatron_lm_zh.models.initialise import checkpoint_metadata
+from megatron_lm_zh.models.initialise import FULLY_RESHARDABLE, checkpoint_metadata
 
 State = dict[str, Any]
 
@@ -31,7 +31,7 @@ def optimizer_state(optimizer: MegatronOptimizer, weights: State, *, sharding: s
     """
     if not is_loading:
         _allocate(optimizer)
-    moved = sharding == "fully_reshardable"  # the buckets of `dp_reshardable` are saved as they lie
+    moved = sharding == FULLY_RESHARDABLE  # the buckets of `dp_reshardable` are saved as they lie
     with _told_apart(optimizer), _padding_kept(optimizer) if moved else contextlib.nullcontext():
         metadata = checkpoint_metadata(sharding)
         state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)

@@ -98,20 +98,16 @@ def _write_groups(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _read_chosen_groups(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
     """topk_group of DeepSeek-V3, where a group is as good as the sum of its two best experts."""
-    (chosen,) = values
-    if model.get("moe_router_num_groups") is None:
-        return None
-    if chosen in (ABSENT, None):
-        raise ValueError("n_group without topk_group")
-    _check_group_score(chosen, model)
+    chosen = _read_greedy_chosen_groups(values, model)
+    if chosen is not None:
+        _check_group_score(chosen, model)
     return chosen
 
 
 def _write_chosen_groups(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
-    if value is None:
-        return (1,)
-    _check_group_score(value, model)
-    return (value,)
+    if value is not None:
+        _check_group_score(value, model)
+    return _write_groups(value, model)
 
 
 def _read_greedy_groups(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
@@ -136,10 +132,6 @@ def _read_greedy_chosen_groups(values: tuple[Any, ...], model: Mapping[str, Any]
     if chosen in (ABSENT, None):
         raise ValueError("n_group without topk_group")
     return chosen
-
-
-def _write_greedy_chosen_groups(value: Any, model: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (1 if value is None else value,)
 
 
 def _read_best_score(values: tuple[Any, ...], model: Mapping[str, Any]) -> Any:
@@ -187,7 +179,7 @@ EXPERTS: Mapping[str, ConfigOp] = MappingProxyType(
         "groups": ConfigOp(_read_groups, _write_groups),
         "chosen_groups": ConfigOp(_read_chosen_groups, _write_chosen_groups),
         "greedy_groups": ConfigOp(_read_greedy_groups, _write_greedy_groups),
-        "greedy_chosen_groups": ConfigOp(_read_greedy_chosen_groups, _write_greedy_chosen_groups),
+        "greedy_chosen_groups": ConfigOp(_read_greedy_chosen_groups, _write_groups),
         "best_score": ConfigOp(_read_best_score, _write_best_score),
         "normalised_topk": ConfigOp(_read_topk, _write_topk),
     }

@@ -17,7 +17,7 @@ from megatron_lm_zh.convert.output import converted
 from megatron_lm_zh.convert.plan import Job, Plan, natural
 from megatron_lm_zh.convert.streaming import Progress, write_pieces
 from megatron_lm_zh.convert.tokenizer_files import copy_from_hf
-from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, plan_torch_dist, write_index
+from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, plan_torch_dist, write_index, write_no_objects
 from megatron_lm_zh.families.registry import huggingface
 from megatron_lm_zh.files import check_new_directory
 
@@ -63,6 +63,7 @@ class FromHF:
                 on_progress=on_progress,
             )
             write_index(result.path, self.plan, self.specs)
+            write_no_objects(result.path)
 
     def _jobs(self) -> list[Job]:
         step_of = {(step.megatron, step.part): step for step in self.conversion.steps}

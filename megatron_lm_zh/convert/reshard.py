@@ -31,12 +31,18 @@ from megatron_lm_zh.convert.plan import Job, Piece, Plan, natural
 from megatron_lm_zh.convert.streaming import Progress, write_pieces
 from megatron_lm_zh.convert.to_hf import read_model, tokenizer_of
 from megatron_lm_zh.convert.tokenizer_files import copy_all
-from megatron_lm_zh.convert.torch_dist import MAX_FILE_BYTES, METADATA, plan_torch_dist, write_index
+from megatron_lm_zh.convert.torch_dist import (
+    COMMON,
+    MAX_FILE_BYTES,
+    METADATA,
+    plan_torch_dist,
+    write_index,
+    write_no_objects,
+)
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.files import check_new_directory, read_json, write_bytes
 from megatron_lm_zh.run_directory import CONFIG, MANIFEST
 
-COMMON = "common.pt"
 OBJECTS = "__1_0.distcp"
 FULLY_RESHARDABLE = "fully_reshardable"
 _OF_LAYOUT = re.compile(r"(chained_\d+\.)?optimizer\.distributed\.")
@@ -108,6 +114,7 @@ class Reshard:
             )
             write_index(result.path, self.plan, self.specs)
             if self.weights_only:
+                write_no_objects(result.path)
                 self._write_model_file(result.path)
             else:
                 self._write_rest(result.path)
@@ -169,10 +176,8 @@ class Reshard:
 
     def _write_rest(self, directory: Path) -> None:
         """What is no tensor: small values, random generators, the config; last the manifest."""
-        if (self.checkpoint / COMMON).is_file():
+        if (self.checkpoint / COMMON).is_file():  # else it is among the objects
             shutil.copyfile(self.checkpoint / COMMON, directory / COMMON)
-        else:  # megatron-core 0.19 has it among the objects, and would read the empty one in their place
-            (directory / COMMON).unlink()
         self._copy_objects(directory)
         (directory / CONFIG).write_text(to_yaml(self.config), encoding="utf-8")
         files = {

@@ -29,6 +29,10 @@ from megatron_lm_zh.convert.records import record, record_length
 from megatron_lm_zh.errors import UserError
 
 METADATA = ".metadata"
+COMMON = "common.pt"
+"""What is no tensor, where megatron-core 0.16 wrote the checkpoint."""
+COMMON_OBJECT = MetadataIndex("common_state/shard_0_1")
+"""The same among the objects, where 0.19 did; it is not looked for where there is a common.pt."""
 MAX_FILE_BYTES = 2_000_000_000
 
 _DCP = "torch.distributed.checkpoint"
@@ -157,7 +161,7 @@ def plan_torch_dist(specs: Mapping[str, TensorSpec], split: Set[str], max_file_b
 
 
 def write_index(directory: Path, plan: Plan, specs: Mapping[str, TensorSpec]) -> None:
-    """Writes what stands beside the data files of a plan: the index, and what megatron-core asks for."""
+    """Writes what stands beside the data files of a plan: the index, and which program reads it."""
     chunks: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in specs}
     places = {}
     for piece in plan.pieces:
@@ -174,10 +178,14 @@ def write_index(directory: Path, plan: Plan, specs: Mapping[str, TensorSpec]) ->
         version=dcp.filesystem.CURRENT_DCP_VERSION,
     )
     (directory / METADATA).write_bytes(pickle.dumps(metadata))
-    torch.save({}, directory / "common.pt")
     versions = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     common = {"common_backend": "torch", "common_backend_version": 1}
     (directory / "metadata.json").write_text(json.dumps(versions | common), encoding="utf-8")
+
+
+def write_no_objects(directory: Path) -> None:
+    """Writes what megatron-core asks for beside the index of a checkpoint that holds nothing but tensors."""
+    torch.save({}, directory / COMMON)
 
 
 def box(shape: Sequence[int], part: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:

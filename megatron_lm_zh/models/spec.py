@@ -37,7 +37,7 @@ from megatron_lm_zh.runtime.device import Device
 
 @dataclass(frozen=True)
 class Own:
-    """What a network's layers have that megatron-core's config has no words for; fields as in the model section."""
+    """What a network's layers have that megatron-core's config has no words for."""
 
     alibi: bool = False
     sandwich_norm: bool = False

@@ -94,15 +94,13 @@ def parse_model(content: bytes) -> SentencePieceFile:
 
 
 def _piece(message: bytes) -> Piece:
-    text, score, type_ = b"", b"\0\0\0\0", 1
-    for number, value in _fields(message):
-        if number == 1:
-            text = _message(value)
-        elif number == 2:
-            score = _message(value)
-        elif number == 3:
-            type_ = int(value)
-    return Piece(text.decode(), struct.unpack("<f", score)[0], PieceType(type_))
+    fields = dict(_fields(message))
+    score = fields.get(2, b"\0\0\0\0")
+    return Piece(
+        text=_message(fields[1]).decode() if 1 in fields else "",
+        score=struct.unpack("<f", _message(score))[0],
+        type=PieceType(int(fields.get(3, 1))),
+    )
 
 
 def _message(value: int | bytes) -> bytes:

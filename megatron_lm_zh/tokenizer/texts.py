@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -103,17 +102,16 @@ def _lines(path: Path, on_bytes: Callable[[int], None]) -> Iterator[tuple[int, s
 
 
 def _blocks(path: Path, on_bytes: Callable[[int], None]) -> Iterator[str]:
-    read = 0
-    try:
-        with path.open("rb") as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="\n") as stream:
-            while lines := stream.readlines(BLOCK - 1):
-                yield "".join(lines)
-                on_bytes(content.tell() - read)
-                read = content.tell()
-    except UnicodeDecodeError:
-        for _ in _lines(path, on_bytes):  # knows which line it is
-            pass
-        raise
+    block: list[str] = []
+    size = 0
+    for _, line in _lines(path, on_bytes):
+        block.append(line)
+        size += len(line)
+        if size >= BLOCK:
+            yield "".join(block)
+            block, size = [], 0
+    if block:
+        yield "".join(block)
 
 
 def _text_of(line: str, json_key: str, where: str) -> str:

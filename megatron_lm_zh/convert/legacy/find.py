@@ -22,7 +22,7 @@ from megatron_lm_zh.convert.legacy.run_config import RUN_CONFIG, RunConfig, mode
 from megatron_lm_zh.convert.legacy.stacked import StackedWeights
 from megatron_lm_zh.convert.megatron_files import MODEL_FILE, is_weight
 from megatron_lm_zh.convert.model_config import SPECIAL_TOKENS, from_hf_config
-from megatron_lm_zh.convert.torch_dist import METADATA, read_index
+from megatron_lm_zh.convert.torch_dist import COMMON, COMMON_OBJECT, METADATA
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.families.registry import family_of, huggingface
 from megatron_lm_zh.files import read_json
@@ -31,8 +31,6 @@ from megatron_lm_zh.run_directory import CONFIG, MANIFEST
 TRACKER = "latest_checkpointed_iteration.txt"
 TRAIN_STATE = "latest_train_state.pt"
 """What Megatron-Bridge has beside the tracker; its first versions wrote nothing else."""
-COMMON = "common.pt"
-_COMMON_OBJECT = "common_state/"
 TOKENIZER = "tokenizer"
 """A directory that later versions of Megatron-Bridge put into a checkpoint."""
 _EMBEDDING = "embedding.word_embeddings.weight"
@@ -144,12 +142,12 @@ class Plain:
         return common if isinstance(common, dict) else {}
 
     def _common_object(self) -> Any:
-        """What megatron-core up to 0.18 wrote as common.pt, and later versions write among the objects."""
-        for index, place in read_index(self.checkpoint).storage_data.items():
-            if index.fqn.startswith(_COMMON_OBJECT):
-                found = read_archive(self.checkpoint / place.relative_path, place.offset, place.length)
-                return found[0] if isinstance(found, list) and found else {}
-        return {}
+        """The content of common.pt, where it stands among the objects."""
+        place = self.stacked.metadata.storage_data.get(COMMON_OBJECT)
+        if place is None:
+            return {}
+        found = read_archive(self.checkpoint / place.relative_path, place.offset, place.length)
+        return found[0] if isinstance(found, list) and found else {}
 
     @cached_property
     def arguments(self) -> argparse.Namespace | None:

@@ -95,7 +95,5 @@ def _lines(texts: Texts) -> Iterator[str]:
     """Lines of the texts, none empty, none longer than LONGEST_LINE."""
     for text in texts():
         for line in text.split("\n"):
-            if len(line) > LONGEST_LINE:
-                yield from (line[at : at + LONGEST_LINE] for at in range(0, len(line), LONGEST_LINE))
-            elif line:
-                yield line
+            for at in range(0, len(line), LONGEST_LINE):
+                yield line[at : at + LONGEST_LINE]
