@@ -59,7 +59,7 @@ def _train(model_type: str, texts: Texts, options: Options, directory: Path) -> 
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=lines(texts),
             model_writer=model,
             model_type=model_type,
             vocab_size=options.vocab_size,
@@ -91,7 +91,7 @@ def _train(model_type: str, texts: Texts, options: Options, directory: Path) -> 
     return tokenizer
 
 
-def _lines(texts: Texts) -> Iterator[str]:
+def lines(texts: Texts) -> Iterator[str]:
     """Lines of the texts, none empty, none longer than LONGEST_LINE."""
     for text in texts():
         for line in text.split("\n"):
