@@ -35,9 +35,8 @@ from megatron_lm_zh.tokenizer.merge.artifacts import write_extension
 from megatron_lm_zh.tokenizer.merge.bases import load_base
 from megatron_lm_zh.tokenizer.merge.construct import Extension, Rules, extend_from_corpus, extend_from_donor
 from megatron_lm_zh.tokenizer.merge.donors import load_donor
-from megatron_lm_zh.tokenizer.merge.protobuf import with_pieces
 from megatron_lm_zh.tokenizer.report.figures import Domain, Opened, audit, open_tokenizer
-from megatron_lm_zh.tokenizer.spm_file import parse_model
+from megatron_lm_zh.tokenizer.spm_file import parse_model, with_pieces
 
 LLAMA, DONOR = "tok/llama2/tokenizer.model", "tok/chinese_llama/chinese_sp.model"
 CORPUS = "zh/train.txt"

@@ -1,16 +1,21 @@
-"""The parts of a SentencePiece .model file that decide ids, read from its protobuf bytes without protobuf.
+"""The parts of a SentencePiece .model file that decide ids, and the file with more pieces.
 
-Format: sentencepiece_model.proto of google/sentencepiece; wire format: protobuf.dev/programming-guides/encoding.
+Format: sentencepiece_model.proto of google/sentencepiece.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
+from megatron_lm_zh.tokenizer.protobuf import BYTES, FIXED32, VARINT, field, fields
+
+PIECES, TRAINER, NORMALISER = 1, 2, 3
+"""Fields of ModelProto."""
+VOCAB_SIZE = 4
+"""Field of TrainerSpec."""
 
 
 class PieceType(IntEnum):
@@ -50,6 +55,7 @@ class SentencePieceFile:
     model_type: ModelType
     byte_fallback: bool
     treat_whitespace_as_suffix: bool
+    split_by_unicode_script: bool
     precompiled_charsmap: bytes
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
@@ -67,24 +73,25 @@ def parse_model(content: bytes) -> SentencePieceFile:
     normaliser: dict[int, int | bytes] = {}
     found = set()
     try:
-        for number, value in _fields(content):
+        for number, _, value in fields(content):
             found.add(number)
-            if number == 1:
-                pieces.append(_piece(_message(value)))
-            elif number == 2:
-                trainer = dict(_fields(_message(value)))
-            elif number == 3:
-                normaliser = dict(_fields(_message(value)))
+            if number == PIECES:
+                pieces.append(_piece(_values(value)))
+            elif number == TRAINER:
+                trainer = _values(value)
+            elif number == NORMALISER:
+                normaliser = _values(value)
         if not pieces:
             raise ValueError("it has no pieces")
-        if not {2, 3} <= found:
+        if not {TRAINER, NORMALISER} <= found:
             raise ValueError("it is truncated: the trainer's or the normaliser's settings are missing")
         return SentencePieceFile(
             pieces=tuple(pieces),
             model_type=ModelType(int(trainer.get(3, 1))),
             byte_fallback=bool(trainer.get(35, 0)),
             treat_whitespace_as_suffix=bool(trainer.get(24, 0)),
-            precompiled_charsmap=_message(normaliser.get(2, b"")),
+            split_by_unicode_script=bool(trainer.get(21, 1)),
+            precompiled_charsmap=_bytes(normaliser.get(2, b"")),
             add_dummy_prefix=bool(normaliser.get(3, 1)),
             remove_extra_whitespaces=bool(normaliser.get(4, 1)),
             escape_whitespaces=bool(normaliser.get(5, 1)),
@@ -93,50 +100,41 @@ def parse_model(content: bytes) -> SentencePieceFile:
         raise ValueError("it is truncated or of another format") from error
 
 
-def _piece(message: bytes) -> Piece:
-    fields = dict(_fields(message))
-    score = fields.get(2, b"\0\0\0\0")
+def with_pieces(content: bytes, pieces: Iterable[tuple[str, float]], vocab_size: int) -> bytes:
+    """A .model file's bytes with more normal pieces behind the old ones; all other fields stay.
+
+    Args:
+        content: the file.
+        pieces: text and score of each.
+        vocab_size: pieces then; TrainerSpec says it as well.
+    """
+    new = (field(1, BYTES, text.encode()) + field(2, FIXED32, struct.pack("<f", score)) for text, score in pieces)
+    old = [one for one in fields(content) if one[0] == PIECES]
+    rest = [_resized(*one, vocab_size) for one in fields(content) if one[0] != PIECES]
+    return b"".join((*(field(*one) for one in old), *(field(PIECES, BYTES, piece) for piece in new), *rest))
+
+
+def _resized(number: int, kind: int, value: int | bytes, vocab_size: int) -> bytes:
+    if number != TRAINER:
+        return field(number, kind, value)
+    kept = b"".join(field(*one) for one in fields(_bytes(value)) if one[0] != VOCAB_SIZE)
+    return field(TRAINER, BYTES, kept + field(VOCAB_SIZE, VARINT, vocab_size))
+
+
+def _piece(values: dict[int, int | bytes]) -> Piece:
     return Piece(
-        text=_message(fields[1]).decode() if 1 in fields else "",
-        score=struct.unpack("<f", _message(score))[0],
-        type=PieceType(int(fields.get(3, 1))),
+        text=_bytes(values.get(1, b"")).decode(),
+        score=struct.unpack("<f", _bytes(values.get(2, b"\0\0\0\0")))[0],
+        type=PieceType(int(values.get(3, 1))),
     )
 
 
-def _message(value: int | bytes) -> bytes:
+def _values(message: int | bytes) -> dict[int, int | bytes]:
+    """Values of a message by the fields' numbers."""
+    return {number: value for number, _, value in fields(_bytes(message))}
+
+
+def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
         raise TypeError("a number where bytes belong")
     return value
-
-
-def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field numbers and values of one message: numbers for varints, raw bytes for everything else."""
-    at = 0
-    while at < len(content):
-        tag, at = _varint(content, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == VARINT:
-            value, at = _varint(content, at)
-            yield number, value
-            continue
-        if kind == BYTES:
-            size, at = _varint(content, at)
-        elif kind in (FIXED64, FIXED32):
-            size = 8 if kind == FIXED64 else 4
-        else:
-            raise IndexError("unknown wire type")
-        if at + size > len(content):
-            raise IndexError("past the end")
-        yield number, content[at : at + size]
-        at += size
-
-
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = content[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7

@@ -19,10 +19,9 @@ from megatron_lm_zh.tokenizer.extension import RECORD_FILE
 from megatron_lm_zh.tokenizer.huggingface import TEMPLATES, HuggingFaceTokenizer
 from megatron_lm_zh.tokenizer.merge.bases import Base
 from megatron_lm_zh.tokenizer.merge.construct import Extension
-from megatron_lm_zh.tokenizer.merge.protobuf import with_pieces
 from megatron_lm_zh.tokenizer.sentencepiece import MODEL_FILE, SPACE, SentencePieceTokenizer
 from megatron_lm_zh.tokenizer.spm_export import settings_of
-from megatron_lm_zh.tokenizer.spm_file import PieceType, parse_model
+from megatron_lm_zh.tokenizer.spm_file import PieceType, parse_model, with_pieces
 
 COPIED = ("special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 """Files of a base's directory that stay as they are; additional_chat_templates/ does, too."""

@@ -18,7 +18,6 @@ from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
 from megatron_lm_zh.tokenizer.huggingface import HuggingFaceTokenizer
 from megatron_lm_zh.tokenizer.merge.checks import check_added_tokens, check_files_agree, check_no_more_tokens
-from megatron_lm_zh.tokenizer.merge.protobuf import splits_by_script
 from megatron_lm_zh.tokenizer.sentencepiece import MODEL_FILE, SPACE, SentencePieceTokenizer
 from megatron_lm_zh.tokenizer.spm_export import tokenizer_json, user_defined
 from megatron_lm_zh.tokenizer.spm_file import ModelType, PieceType
@@ -204,7 +203,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer, path: Path) -> Base:
         ranks=ranks.astype(np.int32),
         vocab_size=tokenizer.vocab_size,
         named={},
-        one_class=splits_by_script(content),
+        one_class=model.split_by_unicode_script,
         chunks=_sentencepiece_chunks(form.prepare, SPACE if model.add_dummy_prefix else "", opaque),
         content=content,
     )

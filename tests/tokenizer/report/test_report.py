@@ -20,12 +20,12 @@ from megatron_lm_zh.cli.tokenizer_tools import report as report_command
 from megatron_lm_zh.errors import UserError
 from megatron_lm_zh.tokenizer.byte_level import byte_alphabet
 from megatron_lm_zh.tokenizer.load import load_tokenizer
-from megatron_lm_zh.tokenizer.merge.protobuf import splits_by_script, with_pieces
 from megatron_lm_zh.tokenizer.report.domains import read_domain
 from megatron_lm_zh.tokenizer.report.figures import Domain, Example, audit, open_tokenizer, scripts_of
 from megatron_lm_zh.tokenizer.report.page import page
 from megatron_lm_zh.tokenizer.report.rows import piece_lists, text_lists
 from megatron_lm_zh.tokenizer.report.spans import token_bytes
+from megatron_lm_zh.tokenizer.spm_file import parse_model, with_pieces
 
 
 def run(module: object, *arguments: object) -> int:
@@ -299,7 +299,7 @@ def test_bad_flags_are_one_line(sentencepiece_base: Path, tmp_path: Path, argume
 
 def test_the_protobuf_keeps_what_it_does_not_know(sentencepiece_base: Path) -> None:
     content = sentencepiece_base.read_bytes()
-    assert splits_by_script(content)
+    assert parse_model(content).split_by_unicode_script
     same = sentencepiece.SentencePieceProcessor(model_proto=with_pieces(content, [], 400))
     assert same.encode("the people 我") == sentencepiece.SentencePieceProcessor(model_proto=content).encode(
         "the people 我"
