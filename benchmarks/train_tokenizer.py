@@ -16,7 +16,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,21 +63,20 @@ def ours(text: Path, vocab_size: int, directory: Path) -> None:
 
 
 def library(text: Path, vocab_size: int, directory: Path) -> None:
-    """Trains with SentencePiece alone."""
-    directory.mkdir()
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(directory / "tokenizer"), vocab_size=vocab_size, **OPTIONS
-    )
+    """Trains with SentencePiece alone, which reads the file itself."""
+    train_alone(vocab_size, directory, input=str(text))
 
 
 def from_lines(text: Path, vocab_size: int, directory: Path) -> None:
     """Trains with SentencePiece alone, on the lines that ours reads."""
+    train_alone(vocab_size, directory, sentence_iterator=lines(TextFiles((text,)).texts))
+
+
+def train_alone(vocab_size: int, directory: Path, **source: str | Iterator[str]) -> None:
+    """Trains with SentencePiece alone."""
     directory.mkdir()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines(TextFiles((text,)).texts),
-        model_prefix=str(directory / "tokenizer"),
-        vocab_size=vocab_size,
-        **OPTIONS,
+        model_prefix=str(directory / "tokenizer"), vocab_size=vocab_size, **source, **OPTIONS
     )
 
 

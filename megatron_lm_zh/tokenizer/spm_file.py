@@ -108,10 +108,14 @@ def with_pieces(content: bytes, pieces: Iterable[tuple[str, float]], vocab_size:
         pieces: text and score of each.
         vocab_size: pieces then; TrainerSpec says it as well.
     """
-    new = (field(1, BYTES, text.encode()) + field(2, FIXED32, struct.pack("<f", score)) for text, score in pieces)
-    old = [one for one in fields(content) if one[0] == PIECES]
-    rest = [_resized(*one, vocab_size) for one in fields(content) if one[0] != PIECES]
-    return b"".join((*(field(*one) for one in old), *(field(PIECES, BYTES, piece) for piece in new), *rest))
+    have = list(fields(content))
+    old = (field(*one) for one in have if one[0] == PIECES)
+    new = (
+        field(PIECES, BYTES, field(1, BYTES, text.encode()) + field(2, FIXED32, struct.pack("<f", score)))
+        for text, score in pieces
+    )
+    rest = (_resized(*one, vocab_size) for one in have if one[0] != PIECES)
+    return b"".join((*old, *new, *rest))
 
 
 def _resized(number: int, kind: int, value: int | bytes, vocab_size: int) -> bytes:

@@ -82,16 +82,17 @@ for case in range(int(moments)):
     output = root / f"moment_{case}"
     for kill in range(2):
         child = start(output)
-        if case or kill:
+        if case == kill == 0:  # one attempt at least has a file to go on from
+            while not has_files(output) and not output.is_dir():
+                time.sleep(0.001)
+        else:
             time.sleep(random.uniform(0, length))
-        while not case and not kill and not has_files(output) and not output.is_dir():
-            time.sleep(0.001)  # one attempt at least has a file to go on from
         os.kill(child, signal.SIGKILL)
         if os.waitpid(child, 0)[1] == 0 or output.is_dir():
             break
         resumed += has_files(output)
     check(output)
-assert resumed or not int(moments), "no attempt had a file to go on from"
+assert resumed or not int(moments), "no attempt at random had a file to go on from"
 
 os.waitpid(start(root / "counted", last=0, told=root / "changes"), 0)
 changes = json.loads((root / "changes").read_text())
@@ -100,7 +101,9 @@ chosen = [n for n, what in enumerate(changes) if n % int(every) == 0 or n > writ
 for number in chosen:
     output = root / f"change_{number}"
     assert os.waitpid(start(output, last=number + 1), 0)[1] == signal.SIGKILL, number
+    resumed += has_files(output)
     check(output)
+assert resumed, "no attempt had a file to go on from"
 print(f"same after {moments} moments and before {len(chosen)} of {len(changes)} changes; {len(expected)} files")
 """
 
